@@ -1,0 +1,115 @@
+"""Every error that this package raises on purpose: one tree, a stable `code` each. Knows nothing of where they are raised.
+
+Refusals that are expected (an event too old, a payload that does not fit) are values (`model.Ended`), not exceptions.
+"""
+
+
+class FaasError(Exception):
+    """Root of the tree. `code` is what other programs see and never changes; `retryable` says whether the same act may succeed later."""
+
+    code = "error"
+    retryable = False
+
+
+class ConfigInvalid(FaasError):
+    """A file, an option or an environment variable that people write says something that cannot be. The message names it and what would be right."""
+
+    code = "config_invalid"
+
+
+class SpecInvalid(ConfigInvalid):
+    """A function or a runtime profile cannot be registered. `file` is relative to the folder that was read; `key` is dotted, "" where the whole file is meant."""
+
+    code = "spec_invalid"
+
+    def __init__(self, file: str, key: str, problem: str) -> None:
+        super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")
+        self.file, self.key, self.problem = file, key, problem
+
+
+class StateLocked(FaasError):
+    """Another node runs on the same state folder."""
+
+    code = "state_locked"
+
+
+class BusUnavailable(FaasError):
+    """The bus did not take or answer something in time, or the connection is down."""
+
+    code = "bus_unavailable"
+    retryable = True
+
+
+class ServerFailed(FaasError):
+    """The embedded nats-server is missing, too old, or did not become ready."""
+
+    code = "server_failed"
+
+
+class MessageTooLarge(FaasError):
+    """Head and body together are above what the bus takes; publishing it would cost the connection."""
+
+    code = "message_too_large"
+
+    def __init__(self, subject: str, *, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"{subject}: {size_bytes} bytes with headers, the bus takes {limit_bytes}")
+        self.subject, self.size_bytes, self.limit_bytes = subject, size_bytes, limit_bytes
+
+
+class AlreadyStored(FaasError):
+    """The guard of an outcome's subject refused a second one (JetStream error 10071)."""
+
+    code = "already_stored"
+
+
+class EnvironmentFailed(FaasError):
+    """The environment of a runtime profile cannot be built. `detail` holds the builder's last lines."""
+
+    code = "environment_failed"
+
+    def __init__(self, profile: str, detail: str) -> None:
+        super().__init__(f"environment of {profile}: {detail}")
+        self.profile, self.detail = profile, detail
+
+
+class ColdStartFailed(FaasError):
+    """A template, sandbox or worker exited or fell silent before it was ready."""
+
+    code = "cold_start_failed"
+    retryable = True
+
+    def __init__(self, what: str, *, after_s: float, last_output: str) -> None:
+        super().__init__(f"{what}: not ready after {after_s:.1f} s; last output {last_output!r}")
+        self.what, self.after_s, self.last_output = what, after_s, last_output
+
+
+class WorkerLost(FaasError):
+    """A worker's process ended, or its connection closed, while it owed an answer. `exit` says how, in words, as far as it is known."""
+
+    code = "worker_lost"
+    retryable = True
+
+    def __init__(self, worker: str, exit: str, *, oom: bool = False) -> None:
+        super().__init__(f"worker {worker}: {exit}")
+        self.worker, self.exit, self.oom = worker, exit, oom
+
+
+class ProtocolError(FaasError):
+    """A peer on the worker's socket sent what `worker/wire.py` does not allow."""
+
+    code = "protocol_error"
+
+
+class InvocationFailed(FaasError):
+    """An invocation ended as anything but succeeded; raised to callers by `client`. `outcome`, `code`, `detail`, `traceback` are the bus's words."""
+
+    def __init__(self, outcome: str, code: str, detail: str, traceback: str = "") -> None:
+        super().__init__(f"{outcome}: {code}: {detail}")
+        self.outcome, self.detail, self.traceback = outcome, detail, traceback
+        self.code = code
+
+
+class NoSuchFunction(FaasError):
+    """Nobody answers for a function: it is not registered on any node, or it is invalid."""
+
+    code = "unknown_function"

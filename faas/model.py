@@ -1,0 +1,311 @@
+"""What crosses boundaries: function specs, runtime profiles, events, outcomes and usage records. Pure data; knows no bus, no disk, no clock.
+
+Names and defaults are those of the contract; a field's encoded name is the key that people or the bus see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct, field
+
+from faas.units import Duration, Size
+
+NAME_PATTERN = r"[a-z][a-z0-9-]{0,62}"
+"""Names of functions, tenants and profiles: a token of a subject, a folder, a label."""
+
+# ---------------------------------------------------------------- functions and profiles, as people write them
+
+
+class Trigger(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A subject whose events set the function off; NATS wildcards allowed."""
+
+    subject: str
+    delivery: Literal["at-least-once", "at-most-once"] = "at-least-once"
+
+
+class Gpu(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the function asks of GPUs. Until placement exists only `count` with `optional = true` is accepted, and runs on the CPU."""
+
+    count: int = 0
+    optional: bool = False
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds of one attempt, at most the profile's."""
+
+    timeout_s: Duration = field(name="timeout", default=Duration(30))
+    load_timeout_s: Duration = field(name="load_timeout", default=Duration(300))
+    queue_timeout_s: Duration = field(name="queue_timeout", default=Duration(6 * 3600))
+    memory_bytes: Size = field(name="memory", default=Size(2 * 2**30))
+    cpus: float = 2
+    pids: int = 128
+    payload_bytes: Size = field(name="payload", default=Size(64 * 2**20))
+
+
+class RetryPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which ends are tried again, how often, and after how long."""
+
+    max_attempts: int = 3
+    on: tuple[Literal["crash", "gpu", "timeout", "error"], ...] = ("crash", "gpu")
+    backoff_s: Duration = field(name="backoff", default=Duration(2))
+    max_backoff_s: Duration = field(name="max_backoff", default=Duration(60))
+    dead_letter: bool = True
+
+
+class Scale(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Workers of one function on one node."""
+
+    min_warm: int = 0
+    max_workers: int = 4
+    keep_alive_s: Duration = field(name="keep_alive", default=Duration(300))
+
+
+class Output(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a succeeded result also goes, as an event."""
+
+    publish: str = ""
+
+
+class FunctionSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A parsed `function.toml`. `name` is empty there where the folder's name holds; `registry.spec` fills it in."""
+
+    name: str = ""
+    handler: str = "handler:handle"
+    runtime: str = "standard"
+    tenant: str = "default"
+    tags: Mapping[str, str] = {}
+    triggers: tuple[Trigger, ...] = field(name="trigger", default=())
+    gpu: Gpu = Gpu()
+    limits: Limits = Limits()
+    retry: RetryPolicy = RetryPolicy()
+    scale: Scale = Scale()
+    output: Output = Output()
+
+
+class SourceFile(Struct, frozen=True):
+    """One file of a function's folder: `path` relative to it with forward slashes."""
+
+    path: str
+    data: bytes
+
+
+class FunctionVersion(Struct, frozen=True, kw_only=True):
+    """A function as it is served: its spec, its source, and `version`, the first 16 hex digits of the SHA-256 of both."""
+
+    spec: FunctionSpec
+    version: str
+    files: tuple[SourceFile, ...]
+    example: bytes = b""  # example_event.json as it stands, "" where there is none
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(tenant, function): one flow of the fair queue, one registration."""
+        return (self.spec.tenant, self.spec.name)
+
+
+class FunctionReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A function as `faas functions --json` lists it. `state` is "ready" or "invalid"; the latter has `error`, which names file and key."""
+
+    name: str
+    tenant: str
+    version: str
+    runtime: str
+    state: Literal["ready", "invalid"] = field()
+    error: str = ""
+    triggers: tuple[Trigger, ...] = ()
+    not_enforced: tuple[str, ...] = ()  # limits that this machine cannot enforce: "memory", "cpus", "pids"
+
+
+class ProfilePool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sandboxes of a profile on one node."""
+
+    min_warm: int = 1
+    spares: int = 1
+    max: int = 8
+    keep_alive_s: Duration = field(name="keep_alive", default=Duration(600))
+
+
+class ProfileLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Upper bounds of every function of the profile."""
+
+    memory_bytes: Size = field(name="memory", default=Size(8 * 2**30))
+    cpus: float = 4
+    pids: int = 256
+
+
+class RuntimeProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A parsed `profile.toml`. `name` is the folder's; `folder` is where it was read, absolute."""
+
+    version: str = "1"
+    python: str = ""  # "3.11"; empty: the minor version that runs the node
+    preload: tuple[str, ...] = ()
+    warmup: str = ""
+    requirements: str = "requirements.lock"
+    pool: ProfilePool = ProfilePool()
+    limits: ProfileLimits = ProfileLimits()
+    name: str = ""
+    folder: str = ""
+
+
+class Environment(Struct, frozen=True, kw_only=True):
+    """A built environment: the interpreter to start, and `digest`, the SHA-256 hex of profile, lock and interpreter version."""
+
+    profile: str
+    digest: str
+    python: str  # absolute path of its interpreter
+    size_bytes: int = 0
+
+
+# ---------------------------------------------------------------- events
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """What arrived, CloudEvents attributes and the payload as bytes. `source` may be empty; `time` is RFC 3339 text or ""."""
+
+    id: str
+    source: str
+    type: str
+    subject: str  # the CloudEvents attribute, not the NATS subject
+    time: str
+    datacontenttype: str
+    dataschema: str
+    extensions: Mapping[str, str]
+    data: bytes
+    explicit_id: bool = True  # False: the id is the place in the stream, so that no other event can have it
+
+
+class Control(Struct, frozen=True, kw_only=True):
+    """What the `Faas-*` headers of an event ask for."""
+
+    timeout_s: float | None = None
+    deadline_at: float | None = None  # seconds since the epoch, wall clock
+    reply_to: str = ""
+    depth: int = 0
+
+
+class EventInvalid(Struct, frozen=True):
+    """An event that cannot be decoded: a value, since it is expected. `detail` is one sentence for its sender."""
+
+    detail: str
+
+
+# ---------------------------------------------------------------- ends
+
+OutcomeKind = Literal["succeeded", "failed", "timed_out", "over_budget", "crashed", "cancelled", "rejected", "expired"]
+Start = Literal["", "warm", "spare", "fork", "cold"]
+
+OUTCOME_OF_REASON: Mapping[str, OutcomeKind] = {
+    "": "succeeded",
+    **dict.fromkeys(("error", "load_error", "result_invalid", "result_too_large", "environment_failed"), "failed"),
+    **dict.fromkeys(("timeout", "load_timeout"), "timed_out"),
+    **dict.fromkeys(("gpu_seconds", "cost"), "over_budget"),
+    **dict.fromkeys(("worker_lost", "oom", "gpu_oom", "gpu_memory", "gpu_fault", "protocol_error", "fate_unknown"), "crashed"),
+    "cancelled": "cancelled",
+    **dict.fromkeys(
+        (
+            "event_invalid",
+            "payload_invalid",
+            "payload_too_large",
+            "rejected_by_handler",
+            "unknown_function",
+            "budget_exhausted",
+            "policy",
+            "depth",
+        ),
+        "rejected",
+    ),
+    **dict.fromkeys(("queue_timeout", "deadline"), "expired"),
+}
+"""The closed list of the contract; "" is a success."""
+
+
+class Ended(Struct, frozen=True, kw_only=True):
+    """How an attempt, or an invocation that never started one, ended. A failure has a reason and `detail`; a success has a body."""
+
+    reason: str = ""
+    detail: str = ""
+    traceback: str = ""
+    body: bytes = b""
+    content_type: str = ""
+    retry_after_s: float | None = None  # set where the handler raised Retry
+
+    @property
+    def outcome(self) -> OutcomeKind:
+        return OUTCOME_OF_REASON[self.reason]
+
+
+class Phases(Struct, frozen=True, kw_only=True):
+    """How an attempt got its worker, and its clocks in microseconds."""
+
+    start: Start = ""
+    queue_us: int = 0
+    load_us: int = 0
+    run_us: int = 0
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """The terminal end of an invocation, as it goes onto the bus. `usage` holds the records of all its attempts, encoded as a JSON array."""
+
+    invocation_id: str
+    tenant: str
+    function: str
+    version: str
+    event_id: str
+    attempt: int  # 0: ended before any attempt
+    ended: Ended
+    phases: Phases
+    usage: bytes = b"[]"
+    depth: int = 0
+    traceparent: str = ""
+
+
+class GpuUse(Struct, frozen=True, kw_only=True):
+    """One device's part in one attempt."""
+
+    uuid: str  # NVML UUID; the device index changes across reboots
+    name: str
+    share_ppm: int  # reserved bytes / device bytes; 1_000_000 where exclusive
+    us: int  # lease start to lease end
+
+
+class UsageRecord(Struct, frozen=True, kw_only=True):
+    """What one attempt (or one load) consumed. Field names are the contract's; `record_id` is the primary key and always stands for the same bytes."""
+
+    record_id: str
+    kind: Literal["attempt", "load", "standby", "overrun"]
+    record_type: Literal["original", "retraction", "restatement"] = "original"
+    billable: bool
+    invocation_id: str
+    attempt: int
+    tenant: str
+    function: str
+    version: str
+    environment: str
+    policy: str = ""
+    policy_version: str = ""
+    tags: Mapping[str, str]
+    node: str
+    outcome: str
+    reason: str
+    started_at: str  # RFC 3339 with microseconds, UTC
+    ended_at: str
+    start: Start
+    queue_us: int
+    load_us: int
+    run_us: int
+    gpus: tuple[GpuUse, ...] = ()
+    gpu_memory_peak_bytes: int = 0
+    gpu_memory_byte_us: int = 0
+    energy_mj: int = 0
+    energy_method: Literal["exclusive", "attributed", "none"] = "none"
+    energy_error_mj: int = 0
+    cpu_us: int
+    memory_peak_bytes: int
+    memory_byte_us: int
+    bytes_in: int
+    bytes_out: int
+    meters: Mapping[str, int] = {}
+    cost_nanousd: int
+    price_version: str

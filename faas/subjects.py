@@ -1,0 +1,85 @@
+"""Every NATS subject, stream and bucket name, and how subjects contain one another. Pure text; the one place where these names are spelled."""
+
+EVENTS = "FAAS_EVENTS"
+OUTCOMES = "FAAS_OUTCOMES"
+USAGE = "FAAS_USAGE"
+DEAD = "FAAS_DEAD"
+
+SERVICE = "faas"
+"""Name of the NATS micro service whose endpoints are the functions."""
+
+RUNTIME_PREFIX = "faas."
+"""Subjects that belong to the runtime: no trigger and no output may lie in it."""
+
+
+def invoke(tenant: str, function: str) -> str:
+    return f"faas.invoke.{tenant}.{function}"
+
+
+def submit(tenant: str, function: str) -> str:
+    return f"faas.submit.{tenant}.{function}"
+
+
+def outcome(tenant: str, function: str, invocation_id: str) -> str:
+    return f"faas.outcome.{tenant}.{function}.{invocation_id}"
+
+
+def attempt(tenant: str, function: str, invocation_id: str) -> str:
+    return f"faas.attempt.{tenant}.{function}.{invocation_id}"
+
+
+def usage(tenant: str, function: str) -> str:
+    return f"faas.usage.{tenant}.{function}"
+
+
+def dead(tenant: str, function: str) -> str:
+    return f"faas.dead.{tenant}.{function}"
+
+
+def node(name: str, question: str) -> str:
+    return f"faas.node.{name}.{question}"
+
+
+def problem_with(subject: str) -> str | None:
+    """Why this is no subject that a trigger may have, in words, or None."""
+    tokens = subject.split(".")
+    if not all(tokens) or any(ch.isspace() or ord(ch) < 32 for ch in subject):
+        return "not a NATS subject; write tokens joined by dots, like images.*.uploaded"
+    for index, token in enumerate(tokens):
+        if ("*" in token and token != "*") or (">" in token and (token != ">" or index != len(tokens) - 1)):
+            return "a wildcard stands alone in its token, and > only at the end, like images.*.uploaded or images.>"
+    if tokens[0] in ("*", ">"):
+        return "the first token may not be a wildcard: it would cover the runtime's own subjects"
+    if tokens[0] == "faas" or tokens[0].startswith("$") or tokens[0].startswith("_INBOX"):
+        return "subjects that begin with faas, $ or _INBOX belong to the runtime and to NATS"
+    return None
+
+
+def contains(wide: str, narrow: str) -> bool:
+    """Whether every subject that `narrow` matches is matched by `wide`; both may hold wildcards."""
+    wide_tokens, narrow_tokens = wide.split("."), narrow.split(".")
+    for index, token in enumerate(wide_tokens):
+        if token == ">":
+            return len(narrow_tokens) > index
+        if index >= len(narrow_tokens) or narrow_tokens[index] == ">":
+            return False
+        if token != "*" and token != narrow_tokens[index]:
+            return False
+    return len(wide_tokens) == len(narrow_tokens)
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Whether some subject is matched by both."""
+    a, b = one.split("."), other.split(".")
+    for x, y in zip(a, b, strict=False):
+        if x == ">" or y == ">":
+            return True
+        if x != y and "*" not in (x, y):
+            return False
+    return len(a) == len(b)
+
+
+def reduce_by_containment(subjects: list[str]) -> list[str]:
+    """The fewest of these subjects that still match the same, in first-seen order; never a wider one."""
+    unique = list(dict.fromkeys(subjects))
+    return [s for s in unique if not any(o != s and contains(o, s) for o in unique)]

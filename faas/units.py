@@ -1,0 +1,54 @@
+"""Durations and sizes as people write them ("250ms", "30s", "7d"; "512MiB"), parsed once at the edge. Knows nothing of where they are used."""
+
+import re
+
+_DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+
+
+class Duration(float):
+    """Seconds. Written "250ms", "30s", "5m", "6h" or "7d"."""
+
+    @classmethod
+    def parse(cls, text: object) -> "Duration":
+        """Raises ValueError with what would be right."""
+        match = _NUMBER.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None or match[2] not in _DURATION_S:
+            raise ValueError(f'{text!r} is no duration; write it like "250ms", "30s", "5m", "6h" or "7d"')
+        return cls(float(match[1]) * _DURATION_S[match[2]])
+
+
+class Size(int):
+    """Bytes. Written "512MiB", "18GiB"."""
+
+    @classmethod
+    def parse(cls, text: object) -> "Size":
+        """Raises ValueError with what would be right."""
+        match = _NUMBER.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None or match[2] not in _SIZE_BYTES:
+            raise ValueError(f'{text!r} is no size; write it like "64KiB", "512MiB" or "18GiB"')
+        return cls(float(match[1]) * _SIZE_BYTES[match[2]])
+
+
+def decode_unit(type: type, value: object) -> object:
+    """The `dec_hook` of msgspec for structs that hold a Duration or a Size."""
+    if type is Duration or type is Size:
+        return type.parse(value)  # type: ignore[attr-defined]
+    raise NotImplementedError(f"no unit {type}")
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest of the forms that people write: 0.0123 -> "12.3ms", 2.5 -> "2.5s", 90 -> "1.5m"."""
+    for unit, factor in (("d", 86400.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0)):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g}{unit}"
+    return f"{seconds * 1000:.3g}ms"
+
+
+def format_size(size: float) -> str:
+    """300_000_000 -> "286 MiB"."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size >= _SIZE_BYTES[unit]:
+            return f"{size / _SIZE_BYTES[unit]:.3g} {unit}"
+    return f"{int(size)} B"

@@ -1,0 +1,249 @@
+"""The messages between a node and its sandboxes, and their framing: the one file that both sides share.
+
+A frame is a four-byte big-endian length and that many bytes of msgpack, one tagged union per direction. A message above
+INLINE_BYTES goes as a file in the sandbox's own directory, named by a `Spilled` frame: so no frame is ever long, and a
+length prefix that claims more is an error before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+
+import msgspec
+from msgspec import Struct
+
+INLINE_BYTES = 64 * 1024
+FRAME_LIMIT_BYTES = INLINE_BYTES + 4096
+"""The longest frame that either side sends or takes."""
+
+SOCKET_NAME = "socket"
+SPILL_PREFIX = "spill-"
+_LENGTH = struct.Struct(">I")
+
+
+class WireError(Exception):
+    """The peer sent something that is not of this protocol."""
+
+
+class _Message(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    pass
+
+
+# ---------------------------------------------------------------- both directions
+
+
+class Spilled(_Message, tag="spilled"):
+    """The next message stands in this file of the sandbox's directory; the receiver removes it. `file` is a bare name, SPILL_PREFIX first."""
+
+    file: str
+    size: int
+
+
+# ---------------------------------------------------------------- node -> zygote
+
+
+class Spawn(_Message, tag="spawn"):
+    """To a template: fork a sandbox, whose zygote connects in `directory` (absolute)."""
+
+    sandbox: str
+    directory: str
+
+
+class Fork(_Message, tag="fork"):
+    """To a sandbox's zygote: fork a worker, which warms up and connects."""
+
+    worker: str
+
+
+# ---------------------------------------------------------------- node -> worker
+
+
+class File(Struct, frozen=True):
+    """One source file: `path` relative to the function's folder, forward slashes."""
+
+    path: str
+    data: bytes
+
+
+class Load(_Message, tag="load"):
+    """Become the worker of this function version: write the files, import the handler, run `load`."""
+
+    function: str
+    tenant: str
+    version: str
+    handler: str  # module:attribute
+    files: tuple[File, ...]
+    tags: Mapping[str, str] = {}
+    result_limit_bytes: int
+
+
+class Invoke(_Message, tag="invoke"):
+    """Run `handle` once. Attributes are CloudEvents'; `remaining_s` is what is left until the deadline when this was sent."""
+
+    invocation_id: str
+    attempt: int
+    remaining_s: float
+    id: str
+    source: str
+    event_type: str = ""
+    subject: str = ""
+    time: str = ""
+    datacontenttype: str = ""
+    dataschema: str = ""
+    extensions: Mapping[str, str] = {}
+    data: bytes
+
+
+class Close(_Message, tag="close"):
+    """Run the handler's `close` and exit; to a zygote: exit, and everything with it."""
+
+
+# ---------------------------------------------------------------- sandbox -> node
+
+
+class Hello(_Message, tag="hello"):
+    """The first frame of every connection. `role`: template | zygote | worker | stdout | stderr; `id` names the sandbox or the worker.
+
+    A template or a zygote adds what it is; a worker says hello when its warm-up is done.
+    """
+
+    role: str
+    id: str
+    python: str = ""  # "3.11.7"
+    threads: int = 0  # of a template after its preload; more than one refuses to fork
+    isolated: bool = False  # in a PID namespace of its own
+    preload_us: int = 0
+
+
+class Broken(_Message, tag="broken"):
+    """A template, zygote or spare cannot do what it was asked, for good: preload or warm-up raised, fork refused."""
+
+    id: str
+    detail: str
+
+
+class Exited(_Message, tag="exited"):
+    """From a zygote: a worker's process has ended. `code` is its exit code, or minus the signal's number. Usage is the process' whole life."""
+
+    worker: str
+    code: int
+    cpu_us: int
+    memory_peak_bytes: int
+
+
+class Loaded(_Message, tag="loaded"):
+    """The handler is imported and `load` has returned. Schemas are JSON Schema text, "" where there is none."""
+
+    load_us: int
+    cpu_us: int
+    memory_peak_bytes: int
+    input_schema: str = ""
+    output_schema: str = ""
+
+
+class LoadFailed(_Message, tag="load_failed"):
+    """Import or `load` raised; the worker exits."""
+
+    detail: str
+    traceback: str = ""
+    load_us: int
+    cpu_us: int
+    memory_peak_bytes: int
+
+
+class Result(_Message, tag="result"):
+    """`handle` returned. `run_us` is from its first line to its return; `memory_peak_bytes` the peak resident size in that time."""
+
+    body: bytes
+    content_type: str
+    run_us: int
+    cpu_us: int
+    memory_peak_bytes: int
+
+
+class Failed(_Message, tag="failed"):
+    """`handle` did not return a result. `reason` is one of error, payload_invalid, rejected_by_handler, result_invalid, result_too_large."""
+
+    reason: str
+    detail: str
+    traceback: str = ""
+    retry_after_s: float | None = None  # the handler raised Retry
+    run_us: int
+    cpu_us: int
+    memory_peak_bytes: int
+
+
+HostMessage = Spawn | Fork | Load | Invoke | Close | Spilled
+SandboxMessage = Hello | Broken | Exited | Loaded | LoadFailed | Result | Failed | Spilled
+
+_encoder = msgspec.msgpack.Encoder()
+_host_decoder = msgspec.msgpack.Decoder(HostMessage)
+_sandbox_decoder = msgspec.msgpack.Decoder(SandboxMessage)
+
+
+def decode_host(body: bytes | memoryview) -> HostMessage:
+    """A message of the node. Raises WireError."""
+    try:
+        return _host_decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise WireError(f"no message of the node: {error}") from error
+
+
+def decode_sandbox(body: bytes | memoryview) -> SandboxMessage:
+    """A message of a sandbox. Raises WireError."""
+    try:
+        return _sandbox_decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise WireError(f"no message of a sandbox: {error}") from error
+
+
+def encode(message: HostMessage | SandboxMessage, directory: str = "", name: str = "") -> bytes:
+    """The frame of a message. One above INLINE_BYTES is written to `directory`/SPILL_PREFIX+`name` and its `Spilled` frame is returned."""
+    body = _encoder.encode(message)
+    if len(body) > INLINE_BYTES:
+        file = SPILL_PREFIX + name
+        descriptor = os.open(os.path.join(directory, file), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as spill:
+            spill.write(body)
+        body = _encoder.encode(Spilled(file=file, size=len(body)))
+    return _LENGTH.pack(len(body)) + body
+
+
+def read_spilled(spilled: Spilled, directory: str, limit_bytes: int) -> bytes:
+    """The body that a `Spilled` frame names, whose file is removed. Raises WireError where name, kind or size are not as they must be."""
+    if not spilled.file.startswith(SPILL_PREFIX) or "/" in spilled.file or spilled.size > limit_bytes:
+        raise WireError(f"spilled file {spilled.file[:80]!r} of {spilled.size} bytes refused; the limit is {limit_bytes}")
+    path = os.path.join(directory, spilled.file)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            body = file.read(spilled.size + 1)
+        os.unlink(path)
+    except OSError as error:
+        raise WireError(f"spilled file {spilled.file!r}: {error.strerror}") from error
+    if len(body) != spilled.size:
+        raise WireError(f"spilled file {spilled.file!r} is not the {spilled.size} bytes that were announced")
+    return body
+
+
+class FrameReader:
+    """Cuts a byte stream into frame bodies. Holds at most one frame and what was fed last."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The bodies that are whole now. Raises WireError at a length above FRAME_LIMIT_BYTES, before reading further."""
+        buffer = self._buffer
+        buffer += data
+        while len(buffer) >= 4:
+            (length,) = _LENGTH.unpack_from(buffer)
+            if length > FRAME_LIMIT_BYTES:
+                raise WireError(f"a frame of {length} bytes; the limit is {FRAME_LIMIT_BYTES}")
+            if len(buffer) < 4 + length:
+                return
+            body = bytes(buffer[4 : 4 + length])
+            del buffer[: 4 + length]
+            yield body
