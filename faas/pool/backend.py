@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Protocol, Self
 
-from faas.model import Environment, RuntimeProfile
 from faas.pool.worker import Worker
+
+from faas.model import Environment, RuntimeProfile
 
 
 class Sandbox(Protocol):

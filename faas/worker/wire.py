@@ -179,8 +179,8 @@ HostMessage = Spawn | Fork | Load | Invoke | Close | Spilled
 SandboxMessage = Hello | Broken | Exited | Loaded | LoadFailed | Result | Failed | Spilled
 
 _encoder = msgspec.msgpack.Encoder()
-_host_decoder = msgspec.msgpack.Decoder(HostMessage)
-_sandbox_decoder = msgspec.msgpack.Decoder(SandboxMessage)
+_host_decoder: msgspec.msgpack.Decoder[HostMessage] = msgspec.msgpack.Decoder(HostMessage)
+_sandbox_decoder: msgspec.msgpack.Decoder[SandboxMessage] = msgspec.msgpack.Decoder(SandboxMessage)
 
 
 def decode_host(body: bytes | memoryview) -> HostMessage:
