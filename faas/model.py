@@ -5,7 +5,8 @@ Names and defaults are those of the contract; a field's encoded name is the key 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from msgspec import Struct, field
@@ -191,6 +192,30 @@ class EventInvalid(Struct, frozen=True):
     detail: str
 
 
+@dataclass(slots=True, eq=False)
+class Invocation:
+    """One event for one function, on its way through this node."""
+
+    id: str
+    function: FunctionVersion
+    event: Event
+    control: Control
+    received_monotonic: float
+    waited_us: int  # age of a stored event when this node got it for its first attempt, else 0
+    start_by_monotonic: float  # not started after this moment; `late_reason` says which clock it is
+    late_reason: Literal["queue_timeout", "deadline"]
+    deadline_monotonic: float  # not running after this moment; inf where nobody set one
+    attempts: int = 0  # attempts so far that left a record
+    on_leased: Callable[[], None] | None = None  # told when it has its worker and waits no more
+    billable_attempts: int = 0
+
+    @property
+    def timeout_s(self) -> float:
+        """The execution clock: the function's, or the event's where that is shorter; never negative."""
+        limit = self.function.spec.limits.timeout_s
+        return limit if self.control.timeout_s is None else min(limit, self.control.timeout_s)
+
+
 # ---------------------------------------------------------------- ends
 
 OutcomeKind = Literal["succeeded", "failed", "timed_out", "over_budget", "crashed", "cancelled", "rejected", "expired"]
@@ -246,7 +271,7 @@ class Phases(Struct, frozen=True, kw_only=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """The terminal end of an invocation, as it goes onto the bus. `usage` holds the records of all its attempts, encoded as a JSON array."""
+    """An end of an invocation, as it goes onto the bus; the usage records of its attempts go beside it, encoded."""
 
     invocation_id: str
     tenant: str
@@ -256,7 +281,6 @@ class Outcome(Struct, frozen=True, kw_only=True):
     attempt: int  # 0: ended before any attempt
     ended: Ended
     phases: Phases
-    usage: bytes = b"[]"
     depth: int = 0
     traceparent: str = ""
 

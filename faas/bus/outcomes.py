@@ -1,0 +1,227 @@
+"""Ends on the bus: the stored outcome and its guard, records of attempts that are tried again, replies, results as events, dead letters.
+
+Owns how an outcome looks in headers and body. Knows no function code, no queue and no worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Struct
+
+from faas import subjects
+from faas.bus.connection import ApiError, Bus, encode_head
+from faas.errors import AlreadyStored
+from faas.model import Ended, Outcome
+
+PROBLEM = "application/problem+json"
+HEAD_RESERVE_BYTES = 8 * 1024
+"""What the head of an outcome takes at most, without its usage records."""
+RECORD_RESERVE_BYTES = 1536
+"""What one usage record takes in the head; a record is some 1,100 bytes with ten tags."""
+
+STATUS_OF_REASON: Mapping[str, int] = {
+    **dict.fromkeys(("event_invalid", "payload_invalid"), 400),
+    "policy": 403,
+    "unknown_function": 404,
+    **dict.fromkeys(("queue_timeout", "deadline"), 408),
+    "payload_too_large": 413,
+    **dict.fromkeys(("rejected_by_handler", "depth"), 422),
+    "budget_exhausted": 429,
+    **dict.fromkeys(("error", "load_error", "result_invalid", "result_too_large", "environment_failed"), 500),
+    **dict.fromkeys(("worker_lost", "oom", "gpu_oom", "gpu_memory", "gpu_fault", "protocol_error", "fate_unknown"), 502),
+    **dict.fromkeys(("timeout", "load_timeout", "gpu_seconds", "cost", "cancelled"), 504),
+}
+"""HTTP's number for a reason: `status` of a problem document and `Nats-Service-Error-Code`."""
+
+
+class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """RFC 9457; `code` is the reason."""
+
+    title: str
+    status: int
+    code: str
+    detail: str = ""
+    traceback: str = ""
+
+
+class StoredOutcome(Struct, frozen=True, kw_only=True):
+    """An outcome as FAAS_OUTCOMES holds it: `head` without its usage records, which are in `records` byte for byte."""
+
+    outcome: str
+    reason: str
+    head: bytes
+    body: bytes
+    records: tuple[bytes, ...]
+
+
+class StoredAttempts(Struct, frozen=True, kw_only=True):
+    """The usage records of the attempts so far, and the sequence that guards the next store (0: none is stored)."""
+
+    sequence: int = 0
+    records: tuple[bytes, ...] = ()
+
+
+def split_records(array: bytes) -> tuple[bytes, ...]:
+    """A JSON array -> its items, byte for byte."""
+    return tuple(bytes(item) for item in msgspec.json.decode(array, type=list[msgspec.Raw]))
+
+
+def join_records(records: tuple[bytes, ...] | list[bytes]) -> bytes:
+    """Encoded usage records -> a JSON array."""
+    return b"[" + b",".join(records) + b"]"
+
+
+def body_of(ended: Ended) -> tuple[bytes, str]:
+    """(body, content type): the handler's result, or a problem document."""
+    if not ended.reason:
+        return ended.body, ended.content_type
+    problem = Problem(
+        title=ended.outcome,
+        status=STATUS_OF_REASON[ended.reason],
+        code=ended.reason,
+        detail=ended.detail,
+        traceback=ended.traceback,
+    )
+    return msgspec.json.encode(problem), PROBLEM
+
+
+@lru_cache(maxsize=4096)
+def _fixed_head(tenant: str, function: str, version: str, outcome: str, content_type: str) -> bytes:
+    """The lines that repeat from one outcome of a function to the next: encoding them each time cost a fifth of a bare reply."""
+    lines = [
+        ("Faas-Tenant", tenant),
+        ("Faas-Function", function),
+        ("Faas-Version", version),
+        ("Faas-Outcome", outcome),
+        ("ce-specversion", "1.0"),
+        ("ce-source", f"/faas/{tenant}/{function}"),
+        ("ce-type", f"faas.{outcome}"),
+    ]
+    if content_type:
+        lines += [("ce-datacontenttype", content_type), ("Content-Type", content_type)]
+    return encode_head(lines)
+
+
+def head_of(outcome: Outcome, content_type: str) -> bytes:
+    """The head of an outcome but for its usage records."""
+    ended, phases = outcome.ended, outcome.phases
+    head = _fixed_head(outcome.tenant, outcome.function, outcome.version, ended.outcome, content_type)
+    event_id = outcome.event_id
+    if not (event_id.isascii() and event_id.isprintable()):
+        event_id = quote(event_id, safe="")
+    text = (
+        f"Faas-Invocation: {outcome.invocation_id}\r\nce-id: {outcome.invocation_id}\r\nFaas-Attempt: {outcome.attempt}\r\n"
+        f"Faas-Queue-Us: {phases.queue_us}\r\nFaas-Load-Us: {phases.load_us}\r\nFaas-Run-Us: {phases.run_us}\r\n"
+        f"Faas-Event-Id: {event_id}\r\n"
+    )
+    if phases.start:
+        text += f"Faas-Start: {phases.start}\r\n"
+    if ended.reason:
+        text += f"Faas-Reason: {ended.reason}\r\n"
+    if outcome.traceparent:
+        text += f"traceparent: {outcome.traceparent}\r\n"
+    return head + text.encode()
+
+
+class Outcomes:
+    """Everything that an end of an invocation writes onto the bus."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def result_limit_bytes(self, attempts: int) -> int:
+        """The largest result that an outcome with so many usage records can carry."""
+        return self._bus.body_limit_bytes - HEAD_RESERVE_BYTES - attempts * RECORD_RESERVE_BYTES
+
+    async def store(self, outcome: Outcome, records: tuple[bytes, ...]) -> StoredOutcome | None:
+        """Store the terminal outcome under its guard. None: there was one already. Raises BusUnavailable."""
+        body, content_type = body_of(outcome.ended)
+        head = head_of(outcome, content_type)
+        guarded = head + b"Faas-Usage: " + join_records(records) + b"\r\nNats-Expected-Last-Subject-Sequence: 0\r\n"
+        subject = subjects.outcome(outcome.tenant, outcome.function, outcome.invocation_id)
+        try:
+            await self._bus.store(subject, body, head=guarded)
+        except AlreadyStored:
+            return None
+        return StoredOutcome(outcome=outcome.ended.outcome, reason=outcome.ended.reason, head=head, body=body, records=records)
+
+    async def find(self, tenant: str, function: str, invocation_id: str, *, leader: bool) -> StoredOutcome | None:
+        """The stored outcome of an invocation, if there is one.
+
+        `leader` reads through the stream's leader; else a direct get, which a replica that lags may answer.
+        """
+        subject = subjects.outcome(tenant, function, invocation_id)
+        found = await (self._bus.last_stored(subjects.OUTCOMES, subject) if leader else self._bus.last_direct(subjects.OUTCOMES, subject))
+        if found is None:
+            return None
+        headers = found.headers or {}
+        kept = [(name, value) for name, value in headers.items() if not name.startswith("Nats-") and name != "Faas-Usage"]
+        return StoredOutcome(
+            outcome=headers.get("Faas-Outcome", ""),
+            reason=headers.get("Faas-Reason", ""),
+            head=encode_head(kept),
+            body=found.data,
+            records=split_records(headers.get("Faas-Usage", "[]").encode()),
+        )
+
+    async def attempts(self, tenant: str, function: str, invocation_id: str) -> StoredAttempts:
+        """The records of attempts that ended without a terminal outcome, read through the stream's leader."""
+        found = await self._bus.last_stored(subjects.OUTCOMES, subjects.attempt(tenant, function, invocation_id))
+        return StoredAttempts() if found is None else StoredAttempts(sequence=found.sequence, records=split_records(found.data))
+
+    async def store_attempts(self, outcome: Outcome, records: tuple[bytes, ...], *, after: int) -> bool:
+        """Store the records so far of an invocation that is tried again, guarded by the sequence of the last such store. False: another was faster."""
+        subject = subjects.attempt(outcome.tenant, outcome.function, outcome.invocation_id)
+        head = head_of(outcome, "application/json") + f"Nats-Expected-Last-Subject-Sequence: {after}\r\n".encode()
+        try:
+            await self._bus.store(subject, join_records(records), head=head)
+        except AlreadyStored:
+            return False
+        return True
+
+    async def reply(self, subject: str, outcome: Outcome) -> None:
+        """Answer a synchronous caller; a failure carries the service error of ADR-32 too."""
+        body, content_type = body_of(outcome.ended)
+        head = head_of(outcome, content_type)
+        if outcome.ended.reason:
+            head += encode_head(
+                [
+                    ("Nats-Service-Error-Code", str(STATUS_OF_REASON[outcome.ended.reason])),
+                    ("Nats-Service-Error", f"{outcome.ended.reason}: {_one_line(outcome.ended.detail)}"),
+                ]
+            )
+        await self._bus.publish(subject, body, head=head)
+
+    async def forward(self, subject: str, outcome: StoredOutcome) -> None:
+        """Send a stored outcome to a `Faas-Reply-To` as well."""
+        await self._bus.publish(subject, outcome.body, head=outcome.head)
+
+    async def emit(self, subject: str, outcome: Outcome, *, stored: bool) -> None:
+        """Publish a succeeded result as an event on its function's `[output]`; awaited where a stream captures the subject."""
+        body, content_type = body_of(outcome.ended)
+        head = head_of(outcome, content_type) + f"Faas-Depth: {outcome.depth + 1}\r\n".encode()
+        if stored:
+            await self._bus.store(subject, body, head=head + f"Nats-Msg-Id: {outcome.invocation_id}\r\n".encode())
+        else:
+            await self._bus.publish(subject, body, head=head)
+
+    async def bury(
+        self, *, tenant: str, function: str, letter_id: str, event_head: Mapping[str, str], event_body: bytes, why: Mapping[str, str]
+    ) -> None:
+        """Write a dead letter: the event's own headers but NATS' own, and why it was given up. `letter_id` keeps a repetition from being stored twice."""
+        kept = [(k, v) for k, v in event_head.items() if not k.lower().startswith("nats-") and k not in why]
+        head = encode_head([*kept, *why.items(), ("Nats-Msg-Id", letter_id)])
+        if len(head) + len(event_body) > self._bus.body_limit_bytes:
+            event_body = b""  # the event was stored at the limit; it stays in its stream, named by Faas-Subject and Faas-Event-Id
+        await self._bus.store(subjects.dead(tenant, function), event_body, head=head)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+__all__ = ["PROBLEM", "ApiError", "Outcomes", "StoredAttempts", "StoredOutcome", "join_records", "split_records"]

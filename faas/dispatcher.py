@@ -1,0 +1,339 @@
+"""The life of an invocation; the file to read first.
+
+An event comes in as a delivery of JetStream (`handle`), as a synchronous request or as an at-most-once message (`answer`).
+The dispatcher decodes it, looks whether it has ended before, has one attempt run (`pool/attempt.py`), and publishes its
+end in the order that makes a crash at any point harmless. It knows neither how a worker is made nor how a function is
+written, and it executes no user code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from faas.accounting.records import UsageRecords
+from faas.bus.cloudevents import decode
+from faas.bus.connection import Message
+from faas.bus.outcomes import Outcomes, StoredAttempts, StoredOutcome
+from faas.bus.pull import Delivery
+from faas.errors import BusUnavailable
+from faas.identity import invocation_id, random_invocation_id
+from faas.model import Control, Ended, Event, EventInvalid, FunctionVersion, Invocation, Outcome, Phases
+from faas.pool.attempt import Attempt, Attempts
+from faas.pool.pool import Draining
+from faas.scheduling import retry
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+SYNCHRONOUS_WAIT_S = 60.0
+"""A synchronous call without a deadline is `expired` after so long without a start."""
+
+REDELIVERED_SOON_S = 1.0
+"""After so long a delivery comes again whose attempt another node recorded first."""
+
+BUS_RETRY_S = 0.25
+"""Between two tries to write an end; a try on a bus that is away takes its own timeout first."""
+
+
+class _Billable(msgspec.Struct):
+    billable: bool
+
+
+class Dispatcher:
+    """Turns events into outcomes. One per node; every method may run many times at once."""
+
+    def __init__(self, attempts: Attempts, outcomes: Outcomes, usage: UsageRecords, captured: Mapping[str, str]) -> None:
+        self._attempts = attempts
+        self._outcomes = outcomes
+        self._usage = usage
+        self._captured = captured  # [output] subject -> the stream that captures it
+        self._open: dict[str, asyncio.Event] = {}  # invocations on this node that have not ended
+
+    # ------------------------------------------------------------ durable
+
+    async def handle(self, delivery: Delivery, function: FunctionVersion, on_leased: Callable[[], None]) -> None:
+        """Take one stored event to its one stored outcome. The acknowledgement is last: until then a crash means redelivery."""
+        invocation = self._admit(delivery, function)
+        if isinstance(invocation, EventInvalid):
+            await self._refuse(delivery, function, invocation)
+            return
+        invocation.on_leased = on_leased
+        async with self._alone(invocation.id):
+            outcome, tried = await self._history(delivery, invocation)
+            if outcome is None:
+                try:
+                    attempt = await self._attempts.run(invocation)
+                except Draining:
+                    await delivery.nak()
+                    return
+                if delivery.lost:
+                    return  # another node has it by now: whatever this one says comes too late
+                if await self._try_again(delivery, invocation, attempt, tried):
+                    return
+                outcome = await self._settle(delivery, invocation, attempt, tried)
+            await self._conclude(delivery, invocation, outcome)
+
+    def _admit(self, delivery: Delivery, function: FunctionVersion) -> Invocation | EventInvalid:
+        """The invocation that a stored event is for this function: the same id on any node, at any time."""
+        decoded = decode(
+            delivery.headers,
+            delivery.data,
+            source=delivery.stream,
+            event_id=f"{delivery.sequence}.{delivery.stored_at_ns}",
+        )
+        if isinstance(decoded, EventInvalid):
+            return decoded
+        event, control = decoded
+        spec = function.spec
+        age_s = max(0.0, time.time() - delivery.stored_at)
+        return _invocation(
+            invocation_id(spec.tenant, spec.name, event.source, event.id),
+            function,
+            event,
+            control,
+            age_s=age_s,
+            patience_s=spec.limits.queue_timeout_s,
+            first=delivery.num_delivered == 1,
+        )
+
+    async def _history(self, delivery: Delivery, invocation: Invocation) -> tuple[StoredOutcome | None, StoredAttempts]:
+        """What is stored of an invocation already. An event whose id is its place in the stream cannot have been seen before its first delivery."""
+        tried = StoredAttempts()
+        if delivery.num_delivered == 1 and not invocation.event.explicit_id:
+            return None, tried
+        redelivered = delivery.num_delivered > 1
+        key = (invocation.function.spec.tenant, invocation.function.spec.name, invocation.id)
+        outcome = await self._outcomes.find(*key, leader=redelivered)
+        if outcome is None and redelivered:
+            tried = await self._outcomes.attempts(*key)
+            invocation.attempts = len(tried.records)
+            invocation.billable_attempts = sum(msgspec.json.decode(record, type=_Billable).billable for record in tried.records)
+            policy = invocation.function.spec.retry
+            if delivery.num_delivered > policy.max_attempts + retry.DELIVERIES_BEYOND_ATTEMPTS:
+                ended = Ended(reason="fate_unknown", detail=f"delivered {delivery.num_delivered} times without an outcome")
+                outcome = await self._settle(delivery, invocation, Attempt(ended, Phases()), tried)
+        return outcome, tried
+
+    async def _try_again(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, tried: StoredAttempts) -> bool:
+        """Give the delivery back where another attempt is due: its record is stored first, since a `nak` carries no state."""
+        delay_s = 0.0 if attempt.drained else self._delay_s(invocation, attempt)
+        if delay_s is None or attempt.record is None:
+            return False
+        records = (*tried.records, attempt.record)
+        outcome = _outcome(invocation, attempt)
+        if not await self._outcomes.store_attempts(outcome, records, after=tried.sequence):
+            await delivery.nak(REDELIVERED_SOON_S)  # another node was faster: its records hold, this one's is dropped
+            return True
+        await self._usage.add(*invocation.function.key, *_records_of(attempt))
+        log.info("attempt.repeated", **_names(invocation), reason=attempt.ended.reason, attempt=outcome.attempt, delay_s=round(delay_s, 3))
+        await delivery.nak(delay_s)
+        return True
+
+    async def _settle(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, tried: StoredAttempts) -> StoredOutcome:
+        """Publish `[output]`, then the outcome under its guard; where another was stored first, that one holds."""
+        records = tried.records if attempt.record is None else (*tried.records, attempt.record)
+        outcome = _outcome(invocation, attempt)
+        await self._insist(delivery, lambda: self._emit(invocation, outcome))
+        stored = await self._insist(delivery, lambda: self._outcomes.store(outcome, records))
+        _log_end(invocation, outcome)
+        if stored is None:
+            found = await self._outcomes.find(outcome.tenant, outcome.function, outcome.invocation_id, leader=True)
+            if found is None:
+                raise BusUnavailable("an outcome that the guard spoke of is gone")  # its retention ended in this moment: redeliver
+            return found
+        if attempt.load_record is not None:
+            self._usage.add(*invocation.function.key, attempt.load_record)
+        return stored
+
+    async def _insist(self, delivery: Delivery, act: Callable[[], Awaitable[T]]) -> T:
+        """Do it again while the bus is away and the lease holds: a finished result is not run a second time because a server restarts."""
+        while True:
+            try:
+                return await act()
+            except BusUnavailable as error:
+                if delivery.lost:
+                    raise
+                log.warning("bus.refused", subject=delivery.subject, error=str(error), retry_s=BUS_RETRY_S)
+                await asyncio.sleep(BUS_RETRY_S)
+
+    async def _conclude(self, delivery: Delivery, invocation: Invocation, outcome: StoredOutcome) -> None:
+        """All that follows a stored outcome; a redelivery that finds one repeats it: reply, dead letter, usage, acknowledgement."""
+        if invocation.control.reply_to:
+            await self._outcomes.forward(invocation.control.reply_to, outcome)
+        if outcome.outcome not in ("succeeded", "cancelled") and invocation.function.spec.retry.dead_letter:
+            await self._bury(delivery, invocation.function, invocation.id, invocation.event.id, outcome.outcome, outcome.reason)
+        if outcome.records:
+            await self._usage.add(*invocation.function.key, *outcome.records)
+        await delivery.ack()
+
+    async def _refuse(self, delivery: Delivery, function: FunctionVersion, invalid: EventInvalid) -> None:
+        """An event that cannot be decoded: no invocation, so no outcome; one dead letter, and never again."""
+        spec = function.spec
+        event_id = f"{delivery.sequence}.{delivery.stored_at_ns}"
+        log.warning("event.invalid", tenant=spec.tenant, function=spec.name, subject=delivery.subject, detail=invalid.detail)
+        letter = invocation_id(spec.tenant, spec.name, delivery.stream, event_id)
+        if spec.retry.dead_letter:
+            await self._bury(delivery, function, letter, event_id, "rejected", "event_invalid")
+        await delivery.term(f"event_invalid: {invalid.detail}")
+
+    async def _bury(self, delivery: Delivery, function: FunctionVersion, letter_id: str, event_id: str, outcome: str, reason: str) -> None:
+        head = delivery.headers or {}
+        why = {
+            "Faas-Reason": reason,
+            "Faas-Outcome": outcome,
+            "Faas-Invocation": letter_id,
+            "Faas-Event-Id": event_id,
+            "Faas-Subject": delivery.subject,
+        }
+        for name, value in head.items():
+            if name.lower() == "nats-msg-id":
+                why["Faas-Msg-Id"] = value
+        await self._outcomes.bury(*function.key, letter_id=letter_id, event_head=head, event_body=delivery.data, why=why)
+
+    @asynccontextmanager
+    async def _alone(self, invocation: str) -> AsyncIterator[None]:
+        """One at a time per invocation: the same event may arrive twice, and the second must find what the first stored."""
+        while (other := self._open.get(invocation)) is not None:
+            await other.wait()
+        ended = self._open[invocation] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._open[invocation]
+            ended.set()
+
+    # ------------------------------------------------------------ synchronous and at-most-once
+
+    async def answer(self, message: Message, function: FunctionVersion, reply_to: str) -> None:
+        """Run an event that nothing stores: the answer first, to `reply_to` if somebody waits there, then `[output]` and usage."""
+        random_id = random_invocation_id()
+        decoded = decode(message.headers, message.data, source="", event_id=random_id)
+        if isinstance(decoded, EventInvalid):
+            refused = Attempt(Ended(reason="event_invalid", detail=decoded.detail), Phases())
+            invocation = _invocation(random_id, function, _no_event(random_id), Control(), age_s=0.0, patience_s=SYNCHRONOUS_WAIT_S)
+            await self._reply(reply_to, invocation, refused)
+            return
+        event, control = decoded
+        patience_s = function.spec.limits.queue_timeout_s
+        if reply_to and control.deadline_at is None:
+            patience_s = min(patience_s, SYNCHRONOUS_WAIT_S)
+        invocation = _invocation(random_id, function, event, control, age_s=0.0, patience_s=patience_s)
+        attempt = await self._attempts.run(invocation)
+        while reply_to and (delay_s := self._delay_s(invocation, attempt)) is not None:
+            if attempt.record is None or time.monotonic() + delay_s >= invocation.start_by_monotonic:
+                break
+            self._usage.add(*function.key, *_records_of(attempt))
+            invocation.attempts += 1
+            invocation.billable_attempts += 1
+            await asyncio.sleep(delay_s)
+            attempt = await self._attempts.run(invocation)
+        await self._reply(reply_to, invocation, attempt)
+
+    async def _reply(self, reply_to: str, invocation: Invocation, attempt: Attempt) -> None:
+        outcome = _outcome(invocation, attempt)
+        if reply_to:
+            await self._outcomes.reply(reply_to, outcome)
+        if invocation.control.reply_to:
+            await self._outcomes.reply(invocation.control.reply_to, outcome)
+        if attempt.record is not None:
+            self._usage.add(*invocation.function.key, *_records_of(attempt))
+        await self._emit(invocation, outcome)
+        _log_end(invocation, outcome)
+
+    # ------------------------------------------------------------ both
+
+    def _delay_s(self, invocation: Invocation, attempt: Attempt) -> float | None:
+        if attempt.record is None:
+            return None
+        return retry.delay_s(
+            invocation.function.spec.retry, attempt.ended, attempts=invocation.billable_attempts + 1, random=random.random()
+        )
+
+    async def _emit(self, invocation: Invocation, outcome: Outcome) -> None:
+        """A succeeded result is an event too, where the function says so."""
+        subject = invocation.function.spec.output.publish
+        if subject and not outcome.ended.reason:
+            await self._outcomes.emit(subject, outcome, stored=subject in self._captured)
+
+
+def _invocation(
+    id: str,
+    function: FunctionVersion,
+    event: Event,
+    control: Control,
+    *,
+    age_s: float,
+    patience_s: float,
+    first: bool = True,
+) -> Invocation:
+    """Put the wall-clock moments of an event onto this node's monotonic clock, once: a clock that is set later changes nothing."""
+    now = time.monotonic()
+    start_by, deadline = now - age_s + patience_s, float("inf")
+    if control.deadline_at is not None:
+        deadline = now + control.deadline_at - time.time()
+    return Invocation(
+        id=id,
+        function=function,
+        event=event,
+        control=control,
+        received_monotonic=now,
+        waited_us=round(age_s * 1e6) if first else 0,
+        start_by_monotonic=min(start_by, deadline),
+        late_reason="deadline" if deadline < start_by else "queue_timeout",
+        deadline_monotonic=deadline,
+    )
+
+
+def _no_event(event_id: str) -> Event:
+    return Event(id=event_id, source="", type="", subject="", time="", datacontenttype="", dataschema="", extensions={}, data=b"")
+
+
+def _outcome(invocation: Invocation, attempt: Attempt) -> Outcome:
+    spec = invocation.function.spec
+    return Outcome(
+        invocation_id=invocation.id,
+        tenant=spec.tenant,
+        function=spec.name,
+        version=invocation.function.version,
+        event_id=invocation.event.id,
+        attempt=invocation.attempts + (attempt.record is not None),
+        ended=attempt.ended,
+        phases=attempt.phases,
+        depth=invocation.control.depth,
+        traceparent=invocation.event.extensions.get("traceparent", ""),
+    )
+
+
+def _records_of(attempt: Attempt) -> list[bytes]:
+    return [record for record in (attempt.record, attempt.load_record) if record is not None]
+
+
+def _names(invocation: Invocation) -> dict[str, str]:
+    return {"invocation_id": invocation.id, "tenant": invocation.function.spec.tenant, "function": invocation.function.spec.name}
+
+
+def _log_end(invocation: Invocation, outcome: Outcome) -> None:
+    """A success is a line only where someone looks closely; any other end always is."""
+    ended, phases = outcome.ended, outcome.phases
+    write = log.info if ended.reason else log.debug
+    write(
+        "invocation.finished",
+        **_names(invocation),
+        outcome=ended.outcome,
+        reason=ended.reason,
+        detail=ended.detail,
+        attempt=outcome.attempt,
+        start=phases.start,
+        queue_us=phases.queue_us,
+        load_us=phases.load_us,
+        run_us=phases.run_us,
+    )

@@ -1,0 +1,173 @@
+"""Where events come in: for every function its consumer, its endpoint, and its at-most-once subjects on this node.
+
+Owns how many deliveries of a function this node asks for, and the tasks that take them to their end. What that way is
+belongs to the dispatcher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+
+from faas import subjects
+from faas.bus.connection import Bus, Message, Subscription, encode_head
+from faas.bus.pull import Delivery, Heartbeats, Puller
+from faas.bus.service import Service
+from faas.bus.streams import Consumer
+from faas.dispatcher import Dispatcher
+from faas.errors import FaasError
+from faas.model import FunctionVersion
+from faas.pool.pool import Draining, WorkerPool
+
+log = structlog.get_logger()
+
+ANSWERS_WAITING = 1000
+"""Synchronous and at-most-once events of one function that wait on this node; beyond, they are refused or dropped."""
+
+GIVEN_BACK_S = 1.0
+"""After so long a delivery comes again whose end could not be written."""
+
+ABORT_S = 2.0
+"""After the shutdown grace: for the ends of killed attempts to be written."""
+
+_UNAVAILABLE = encode_head([("Nats-Service-Error-Code", "503"), ("Nats-Service-Error", "this node takes no more; ask again")])
+
+
+@dataclass(slots=True, eq=False)
+class _Inlet:
+    """One function's ways in."""
+
+    function: FunctionVersion
+    pullers: list[Puller] = field(default_factory=list)
+    subscriptions: list[Subscription] = field(default_factory=list)
+    unstarted: set[Delivery] = field(default_factory=set)
+    answering: int = 0
+
+
+class Intake:
+    """`open` it, `serve` functions; leaving it drains: what runs may finish within the grace, what waits goes back to the bus."""
+
+    def __init__(
+        self, bus: Bus, service: Service, pool: WorkerPool, dispatcher: Dispatcher, heartbeats: Heartbeats, group: asyncio.TaskGroup
+    ) -> None:
+        self._bus, self._service, self._pool = bus, service, pool
+        self._dispatcher, self._heartbeats, self._group = dispatcher, heartbeats, group
+        self._inlets: list[_Inlet] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, bus: Bus, service: Service, pool: WorkerPool, dispatcher: Dispatcher, heartbeats: Heartbeats, *, grace_s: float
+    ) -> AsyncIterator[Intake]:
+        async with asyncio.TaskGroup() as group:
+            intake = cls(bus, service, pool, dispatcher, heartbeats, group)
+            try:
+                yield intake
+            finally:
+                await intake._drain(grace_s)
+
+    async def serve(self, function: FunctionVersion, consumers: list[Consumer]) -> None:
+        """Listen for a function's events from now on, on the consumers of its durable subjects."""
+        inlet = _Inlet(function)
+        self._inlets.append(inlet)
+        tenant, name = function.key
+        for consumer in consumers:
+            inlet.pullers.append(await Puller.start(self._bus, consumer, partial(self._deliver, inlet)))
+        self._refill(inlet)
+        for trigger in function.spec.triggers:
+            if trigger.delivery == "at-most-once":
+                queue = f"faas.{tenant}.{name}"
+                take = partial(self._take, inlet)
+                inlet.subscriptions.append(await self._bus.subscribe(trigger.subject, take, queue=queue))
+        await self._service.add_endpoint(f"{tenant}-{name}", subjects.invoke(tenant, name), partial(self._request, inlet))
+
+    # ------------------------------------------------------------ durable
+
+    def _deliver(self, inlet: _Inlet, delivery: Delivery) -> None:
+        inlet.unstarted.add(delivery)
+        task = self._start(self._handle(inlet, delivery))
+        self._heartbeats.add(delivery, on_lost=task.cancel)
+        self._refill(inlet)
+
+    async def _handle(self, inlet: _Inlet, delivery: Delivery) -> None:
+        try:
+            await self._dispatcher.handle(delivery, inlet.function, partial(self._started, inlet, delivery))
+        except FaasError as error:
+            log.error("delivery.given_back", function=inlet.function.spec.name, subject=delivery.subject, error=str(error))
+            await delivery.nak(GIVEN_BACK_S)
+        except Exception:  # the invocation boundary: an error of ours ends one delivery, which comes again, and no other
+            log.exception("delivery.failed", function=inlet.function.spec.name, subject=delivery.subject)
+            await delivery.nak(GIVEN_BACK_S)
+        finally:
+            self._heartbeats.discard(delivery)
+            self._started(inlet, delivery)
+
+    def _started(self, inlet: _Inlet, delivery: Delivery) -> None:
+        if delivery in inlet.unstarted:
+            inlet.unstarted.remove(delivery)
+            self._refill(inlet)
+
+    def _refill(self, inlet: _Inlet) -> None:
+        """Ask for as many deliveries as the pool can use soon, at least one: so each function shows its head, and no flood of one takes another's turn."""
+        wanted = self._pool.appetite(inlet.function.key) - len(inlet.unstarted)
+        for puller in inlet.pullers:
+            puller.want(max(0, wanted))
+
+    # ------------------------------------------------------------ synchronous and at-most-once
+
+    def _request(self, inlet: _Inlet, message: Message) -> None:
+        if inlet.answering >= ANSWERS_WAITING:
+            self._start(self._bus.publish(message.reply, b"", head=_UNAVAILABLE))
+            return
+        inlet.answering += 1
+        self._start(self._answer(inlet, message, message.reply))
+
+    def _take(self, inlet: _Inlet, message: Message) -> None:
+        if inlet.answering >= ANSWERS_WAITING:
+            log.warning("event.dropped", function=inlet.function.spec.name, subject=message.subject, delivery="at-most-once")
+            return
+        inlet.answering += 1
+        self._start(self._answer(inlet, message, ""))
+
+    async def _answer(self, inlet: _Inlet, message: Message, reply_to: str) -> None:
+        try:
+            await self._dispatcher.answer(message, inlet.function, reply_to)
+        except Draining:
+            if reply_to:
+                await self._bus.publish(reply_to, b"", head=_UNAVAILABLE)
+        except FaasError as error:
+            log.error("answer.failed", function=inlet.function.spec.name, error=str(error))
+        finally:
+            inlet.answering -= 1
+
+    # ------------------------------------------------------------ tasks
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _drain(self, grace_s: float) -> None:
+        """Ask for nothing more, hand back what waits, let what runs finish within the grace, then kill it and write that down."""
+        for inlet in self._inlets:
+            for puller in inlet.pullers:
+                await puller.stop()
+            for subscription in inlet.subscriptions:
+                await subscription.unsubscribe()
+        await self._service.stop()
+        self._pool.drain()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        if self._tasks and (killed := self._pool.kill_leased()):
+            log.warning("attempts.killed", attempts=killed, reason="the shutdown grace ran out", grace_s=grace_s)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=ABORT_S)
+        for task in self._tasks:
+            task.cancel()

@@ -1,0 +1,414 @@
+"""Slots, and the warm workers of every function: who may start now, on which worker, and what becomes of the worker after.
+
+Owns the count of attempts at once on this node, the fair queue for it, idle workers and their keep-alive. Knows no
+event, no outcome and no bus. Giving back is synchronous, so that a release can never itself be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import structlog
+
+from faas.config import PoolConfig
+from faas.errors import FaasError
+from faas.model import Environment, FunctionVersion, RuntimeProfile, Start
+from faas.pool.backend import Backend, Sandbox
+from faas.pool.sandboxes import Build, Sandboxes
+from faas.pool.worker import Worker
+from faas.scheduling.fair_queue import FairQueue, Flow
+from faas.worker import wire
+
+log = structlog.get_logger()
+
+CLOSE_S = 0.5
+"""How long `close` of idle workers may take when the node stops."""
+
+AHEAD_S = 0.010
+"""Events are asked for ahead of a free slot as far as this much work goes: it hides a round trip to the bus where attempts
+are short, and leaves the events of a slow function to a node that has a slot."""
+AHEAD_LIMIT = 16
+
+HOLD_WEIGHT = 0.1
+"""Of the newest attempt in the moving average of what an attempt of the function takes."""
+
+RETIRE_S = 2.0
+"""How long `close` of the workers of a retired sandbox may take before it is killed."""
+
+
+class Draining(FaasError):
+    """The node stops and starts nothing more; another node, or the next start, takes what waits."""
+
+    code = "draining"
+    retryable = True
+
+
+@dataclass(slots=True, eq=False)
+class Served:
+    """What this node holds for one function version. `leased` counts attempts that hold a slot, their worker there or on its way."""
+
+    function: FunctionVersion
+    sandboxes: Sandboxes
+    limits: tuple[int, float, int]  # memory in bytes, cpus, pids: the function's, at most the profile's
+    sandbox: Sandbox | None = None
+    idle: list[Worker] = field(default_factory=list)  # the last one given back is the next one leased
+    leased: int = 0
+    prewarming: int = 0
+    idle_since_monotonic: float = 0.0
+    hold_s: float = math.inf  # moving average of lease start to end; infinite until the first has ended
+    binding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The exclusive right to one worker for one attempt. Leaving it gives the worker back idle after a clean end, else kills it."""
+
+    pool: Pool
+    served: Served
+    worker: Worker
+    start: Start
+    since_monotonic: float
+    clean: bool = False
+    drained: bool = False  # the node killed it because its shutdown grace ran out
+
+    @property
+    def environment(self) -> Environment:
+        environment = self.served.sandboxes.environment
+        assert environment is not None
+        return environment
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.pool.release(self)
+
+
+class WorkerPool:
+    """`open` it, `serve` functions, then `try_acquire` or `acquire` a lease for each attempt."""
+
+    def __init__(self, config: PoolConfig, backend: Backend, build: Build, group: asyncio.TaskGroup) -> None:
+        self._free = config.slots_or_default
+        self._backend, self._build, self._group = backend, build, group
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._profiles: dict[str, Sandboxes] = {}
+        self._served: dict[Flow, Served] = {}
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._leases: set[Lease] = set()
+        self._reaper: asyncio.TimerHandle | None = None
+        self._draining = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: PoolConfig, backend: Backend, build: Build) -> AsyncIterator[WorkerPool]:
+        async with asyncio.TaskGroup() as group:
+            pool = cls(config, backend, build, group)
+            try:
+                yield pool
+            finally:
+                await pool._close()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run the pool's own background work; it ends with the pool."""
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ------------------------------------------------------------ functions
+
+    def serve(self, function: FunctionVersion, profile: RuntimeProfile, *, eager: bool) -> None:
+        """Take up a function. `eager` builds its environment and keeps sandboxes warm from now on; else its first event does."""
+        sandboxes = self._profiles.get(profile.name)
+        if sandboxes is None:
+            sandboxes = Sandboxes(
+                profile, self._backend, self._build, self._spawn, evict=self._evict, evictable=self._evictable, changed=self._hand_out
+            )
+            self._profiles[profile.name] = sandboxes
+        wanted, bound = function.spec.limits, profile.limits
+        limits = (min(wanted.memory_bytes, bound.memory_bytes), min(wanted.cpus, bound.cpus), min(wanted.pids, bound.pids))
+        served = Served(function, sandboxes, limits)
+        self._served[function.key] = served
+        if eager or function.spec.scale.min_warm:
+            self._spawn(self._warm_up(served))
+
+    async def _warm_up(self, served: Served) -> None:
+        try:
+            await served.sandboxes.ready()
+        except FaasError:
+            return  # said where it failed; an event will ask again
+        for _ in range(served.function.spec.scale.min_warm):
+            self._prewarm(served)
+
+    def appetite(self, flow: Flow) -> int:
+        """How many events of the function this node can use soon, at least one: free slots, and AHEAD_S worth of what its attempts take."""
+        served = self._served[flow]
+        workers = served.function.spec.scale.max_workers
+        free = max(0, min(self._free, workers - served.leased))
+        ahead = min(AHEAD_LIMIT, int(AHEAD_S * workers / max(served.hold_s, 1e-6)))
+        return max(1, free + ahead)
+
+    # ------------------------------------------------------------ leases
+
+    def try_acquire(self, flow: Flow) -> Lease | None:
+        """A lease on an idle worker, if there are one and a slot and nobody waits; without a wait."""
+        served = self._served[flow]
+        if self._queue or self._free <= 0 or not served.idle or self._draining:
+            return None
+        self._free -= 1
+        served.leased += 1
+        return self._lease(served, served.idle.pop(), "warm")
+
+    async def acquire(self, flow: Flow) -> Lease:
+        """A lease, when it is the function's turn. Raises EnvironmentFailed, ColdStartFailed, Draining; cancelling it gives up the place."""
+        if self._draining:
+            raise Draining("the node stops")
+        served = self._served[flow]
+        cold = await served.sandboxes.ready()
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._queue.put(flow, turn)
+        self._hand_out()
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._return_slot(served)  # granted in the same moment
+            else:
+                self._queue.remove(flow, turn)
+            raise
+        try:
+            worker, start = await self._worker(served)
+        except BaseException:
+            self._return_slot(served)
+            raise
+        return self._lease(served, worker, "cold" if cold and start != "warm" else start)
+
+    def _lease(self, served: Served, worker: Worker, start: Start) -> Lease:
+        worker.lease()
+        lease = Lease(self, served, worker, start, time.monotonic())
+        self._leases.add(lease)
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """Give back a lease: its worker is idle after a clean end, else killed; its slot goes to whose turn it is."""
+        served, worker = lease.served, lease.worker
+        self._leases.discard(lease)
+        hold_s = time.monotonic() - lease.since_monotonic
+        served.hold_s = hold_s if math.isinf(served.hold_s) else served.hold_s + HOLD_WEIGHT * (hold_s - served.hold_s)
+        if lease.clean and worker.give_back() and not self._draining:
+            served.idle.append(worker)
+            served.idle_since_monotonic = worker.idle_since_monotonic
+            self._arm_reaper(worker.idle_since_monotonic + served.function.spec.scale.keep_alive_s)
+        else:
+            worker.kill()
+        self._return_slot(served)
+
+    def _return_slot(self, served: Served) -> None:
+        self._free += 1
+        served.leased -= 1
+        served.idle_since_monotonic = time.monotonic()
+        if self._queue:
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._free > 0 and not self._draining:
+            turn = self._queue.take(self._may_start)
+            if turn is None:
+                return
+            if not turn.done():
+                turn.set_result(None)
+
+    def _may_start(self, flow: Flow) -> bool:
+        """Counts the slot as taken where it says yes: `take` asks only to start."""
+        served = self._served[flow]
+        if served.leased >= served.function.spec.scale.max_workers:
+            return False
+        if not served.idle and not (served.sandbox is not None and served.sandbox.alive) and not served.sandboxes.has_room:
+            return False
+        self._free -= 1
+        served.leased += 1
+        return True
+
+    async def _worker(self, served: Served) -> tuple[Worker, Start]:
+        if served.idle:
+            return served.idle.pop(), "warm"
+        async with served.binding:  # two attempts at once must not bind two sandboxes
+            sandbox = served.sandbox
+            if sandbox is None or not sandbox.alive:
+                self._unbind(served)
+                sandbox, worker, start = await served.sandboxes.take()
+                served.sandbox = sandbox
+                return self._own(served, worker), start
+        return self._own(served, await sandbox.fork()), "fork"
+
+    def _own(self, served: Served, worker: Worker) -> Worker:
+        memory_bytes, cpus, pids = served.limits
+        worker.limit(memory_bytes=memory_bytes, cpus=cpus, pids=pids)
+        worker.on_lost = lambda lost: self._lost(served, lost)
+        return worker
+
+    def _lost(self, served: Served, worker: Worker) -> None:
+        if worker in served.idle:
+            served.idle.remove(worker)
+            log.warning("worker.lost", function=served.function.spec.name, worker=worker.id, idle=True)
+            self._keep_warm(served)
+
+    # ------------------------------------------------------------ loading
+
+    def load_message(self, function: FunctionVersion) -> wire.Load:
+        """What makes a spare a worker of this function version."""
+        spec = function.spec
+        return wire.Load(
+            function=spec.name,
+            tenant=spec.tenant,
+            version=function.version,
+            handler=spec.handler,
+            files=tuple(wire.File(file.path, file.data) for file in function.files),
+            tags=dict(spec.tags),
+            result_limit_bytes=spec.limits.payload_bytes,
+        )
+
+    def _keep_warm(self, served: Served) -> None:
+        if not self._draining and len(served.idle) + served.leased + served.prewarming < served.function.spec.scale.min_warm:
+            self._prewarm(served)
+
+    def _prewarm(self, served: Served) -> None:
+        served.prewarming += 1
+        self._spawn(self._load_ahead(served))
+
+    async def _load_ahead(self, served: Served) -> None:
+        """Load one worker before any event asks for it; a failure is logged, and the next event tries again."""
+        function = served.function
+        try:
+            worker, start = await self._worker(served)
+            if start == "warm":
+                served.idle.append(worker)
+                return
+            async with asyncio.timeout(function.spec.limits.load_timeout_s):
+                loaded = await worker.load(self.load_message(function))
+        except (FaasError, TimeoutError) as error:
+            log.warning("worker.not_prewarmed", function=function.spec.name, error=str(error) or "load_timeout")
+            return
+        finally:
+            served.prewarming -= 1
+        if isinstance(loaded, wire.Loaded) and not self._draining:
+            served.idle.append(worker)
+            self._hand_out()
+        else:
+            log.warning("worker.not_prewarmed", function=function.spec.name, error=getattr(loaded, "detail", "draining"))
+            worker.kill()
+
+    # ------------------------------------------------------------ keep-alive, eviction
+
+    def _arm_reaper(self, at_monotonic: float) -> None:
+        if self._reaper is None:
+            self._reaper = self._loop.call_later(max(0.0, at_monotonic - time.monotonic()), self._reap)
+
+    def _reap(self) -> None:
+        """Retire what has been idle past its keep-alive, and come again when the next may be."""
+        self._reaper = None
+        now = time.monotonic()
+        coming: list[float] = []
+        for served in self._served.values():
+            scale = served.function.spec.scale
+            while len(served.idle) > scale.min_warm - served.leased and served.idle:
+                if served.idle[0].idle_since_monotonic + scale.keep_alive_s > now:
+                    coming.append(served.idle[0].idle_since_monotonic + scale.keep_alive_s)
+                    break
+                served.idle.pop(0).retire()
+            if served.sandbox is not None and not served.idle and not served.leased and not served.prewarming:
+                until = served.idle_since_monotonic + served.sandboxes.profile.pool.keep_alive_s
+                if until > now:
+                    coming.append(until)
+                else:
+                    self._unbind(served)
+        if coming:
+            self._arm_reaper(min(coming))
+
+    def _evictable(self, profile: str) -> bool:
+        return self._longest_idle(profile) is not None
+
+    def _evict(self, profile: str) -> bool:
+        served = self._longest_idle(profile)
+        if served is not None:
+            log.info("sandbox.evicted", profile=profile, function=served.function.spec.name)
+            self._unbind(served)
+        return served is not None
+
+    def _longest_idle(self, profile: str) -> Served | None:
+        idle = [
+            served
+            for served in self._served.values()
+            if served.sandbox is not None and not served.leased and not served.prewarming and served.sandboxes.profile.name == profile
+        ]
+        return min(idle, key=lambda served: served.idle_since_monotonic, default=None)
+
+    def _unbind(self, served: Served) -> None:
+        if served.sandbox is not None:
+            idle, served.idle = served.idle, []
+            for worker in idle:
+                worker.retire()
+            sandbox, served.sandbox = served.sandbox, None
+            if idle:
+                self._loop.call_later(RETIRE_S, sandbox.kill)
+            else:
+                sandbox.kill()
+            served.sandboxes.gone()
+
+    # ------------------------------------------------------------ stopping
+
+    def drain(self) -> None:
+        """Start nothing more: everyone who waits for a worker gets Draining. What runs goes on."""
+        self._draining = True
+        stopping = Draining("the node stops")
+        for sandboxes in self._profiles.values():
+            sandboxes.abandon(stopping)
+        for turn in self._queue.clear():
+            if not turn.done():
+                turn.set_exception(Draining("the node stops"))
+
+    def kill_leased(self) -> int:
+        """The shutdown grace ran out: kill the workers of all running attempts; how many."""
+        for lease in self._leases:
+            lease.drained = True
+            lease.worker.kill()
+        return len(self._leases)
+
+    async def _close(self) -> None:
+        """Let idle workers run their handler's `close` within CLOSE_S, then end everything."""
+        self.drain()
+        if self._reaper is not None:
+            self._reaper.cancel()
+        for task in self._tasks:
+            task.cancel()
+        idle = [worker for served in self._served.values() for worker in served.idle]
+        if idle:
+            await self._retire_all(idle)
+        for served in self._served.values():
+            if served.sandbox is not None:
+                served.sandbox.kill()
+        for sandboxes in self._profiles.values():
+            sandboxes.kill()
+
+    async def _retire_all(self, workers: list[Worker]) -> None:
+        left, gone = set(workers), asyncio.Event()
+
+        def count_down(worker: Worker) -> None:
+            left.discard(worker)
+            if not left:
+                gone.set()
+
+        for worker in workers:
+            worker.on_lost = count_down
+            worker.retire()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await gone.wait()
+        except TimeoutError:
+            log.warning("workers.killed", workers=len(left), reason="close() took too long")

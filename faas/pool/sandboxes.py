@@ -1,0 +1,203 @@
+"""The sandboxes of one runtime profile on this node: its environment, generic sandboxes kept ready, how many there may be.
+
+Knows no function: the pool takes a generic sandbox, binds it, and says when it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+
+import structlog
+
+from faas.errors import ColdStartFailed, EnvironmentFailed, FaasError
+from faas.model import Environment, RuntimeProfile, Start
+from faas.pool.backend import Backend, Sandbox
+from faas.pool.worker import Worker
+
+log = structlog.get_logger()
+
+Build = Callable[[RuntimeProfile], Awaitable[Environment]]
+
+RETRY_AFTER_S = 10.0
+"""How long a failed build or template answers for those that ask again: each event would start a build otherwise."""
+
+
+@dataclass(slots=True, eq=False)
+class _Generic:
+    """A sandbox without a function and its spares."""
+
+    sandbox: Sandbox
+    spares: deque[Worker] = field(default_factory=deque)
+
+
+class Sandboxes:
+    """Environment, template and sandboxes of one profile. `changed` is called when one more can be taken; `evict` ends an idle one, if there is one."""
+
+    def __init__(
+        self,
+        profile: RuntimeProfile,
+        backend: Backend,
+        build: Build,
+        spawn: Callable[[Coroutine[None, None, None]], None],
+        *,
+        evict: Callable[[str], bool],
+        evictable: Callable[[str], bool],
+        changed: Callable[[], None],
+    ) -> None:
+        self.profile = profile
+        self._backend = backend
+        self._build = build
+        self._spawn = spawn
+        self._evict, self._evictable, self._changed = evict, evictable, changed
+        self._loop = asyncio.get_running_loop()
+        self.environment: Environment | None = None
+        self._opening: asyncio.Future[None] | None = None
+        self._failed: FaasError | None = None
+        self._failed_monotonic = 0.0
+        self._generic: deque[_Generic] = deque()
+        self._starting = 0
+        self._bound = 0
+        self._closed = False
+
+    # ------------------------------------------------------------ ready
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a sandbox can be started without building or importing first."""
+        return self.environment is not None and self._backend.is_prepared(self.profile)
+
+    async def ready(self) -> bool:
+        """Wait until environment and template stand, and start that where nobody has; True where it had to.
+
+        Raises EnvironmentFailed, for RETRY_AFTER_S also to those that ask after a failure.
+        """
+        if self.is_ready:
+            return False
+        if self._opening is None:
+            if self._failed is not None and time.monotonic() - self._failed_monotonic < RETRY_AFTER_S:
+                raise self._failed
+            self._opening = self._loop.create_future()
+            self._opening.add_done_callback(lambda done: done.exception())  # it may be that nobody waits for it
+            self._spawn(self._open(self._opening))
+        await asyncio.shield(self._opening)
+        return True
+
+    async def _open(self, opening: asyncio.Future[None]) -> None:
+        try:
+            self.environment = await self._build(self.profile)
+            await self._backend.prepare(self.profile, self.environment)
+        except FaasError as error:
+            log.error("environment.failed", profile=self.profile.name, error=str(error))
+            failed = error if isinstance(error, EnvironmentFailed) else EnvironmentFailed(self.profile.name, str(error))
+            self._failed, self._failed_monotonic = failed, time.monotonic()
+            self._finish(opening, failed)
+        else:
+            self._failed = None
+            self._finish(opening, None)
+            self.replenish()
+            self._changed()
+
+    def _finish(self, opening: asyncio.Future[None], error: FaasError | None) -> None:
+        self._opening = None
+        if not opening.done():
+            opening.set_exception(error) if error else opening.set_result(None)
+
+    def abandon(self, error: FaasError) -> None:
+        """Tell those that wait for the environment that it will not come: the node stops."""
+        self._closed = True
+        if self._opening is not None and not self._opening.done():
+            self._opening.set_exception(error)
+
+    # ------------------------------------------------------------ generic sandboxes
+
+    def replenish(self) -> None:
+        """Start generic sandboxes in the background until `min_warm` are ready, as far as `max` leaves room."""
+        pool = self.profile.pool
+        while not self._closed and self.is_ready and len(self._generic) + self._starting < pool.min_warm and self._count < pool.max:
+            self._starting += 1
+            self._spawn(self._start_generic())
+
+    @property
+    def _count(self) -> int:
+        return self._bound + len(self._generic) + self._starting
+
+    async def _start_generic(self) -> None:
+        assert self.environment is not None
+        try:
+            generic = _Generic(await self._backend.start(self.profile, self.environment))
+            for _ in range(self.profile.pool.spares):
+                spare = await generic.sandbox.fork()
+                spare.on_lost = lambda worker: self._lost(generic, worker)
+                generic.spares.append(spare)
+        except ColdStartFailed as error:
+            # Not started again until one is asked for: a warm-up that always fails would go round for ever.
+            log.warning("sandbox.not_started", profile=self.profile.name, error=str(error))
+            self._starting -= 1
+            return
+        self._starting -= 1
+        if self._closed or self._bound + len(self._generic) >= self.profile.pool.max:
+            generic.sandbox.kill()
+            return
+        self._generic.append(generic)
+        self._changed()
+
+    def _lost(self, generic: _Generic, worker: Worker) -> None:
+        """A spare died before anybody used it: its sandbox is not trusted further."""
+        if generic in self._generic:
+            log.warning("spare.lost", profile=self.profile.name, worker=worker.id)
+            self._generic.remove(generic)
+            generic.sandbox.kill()
+
+    # ------------------------------------------------------------ taking one
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a sandbox can be taken now: a generic one, room for one more, or an idle one that may go."""
+        return bool(self._generic) or self._bound < self.profile.pool.max or self._evictable(self.profile.name)
+
+    async def take(self) -> tuple[Sandbox, Worker, Start]:
+        """A sandbox for one function version, and its first worker. Raises ColdStartFailed, EnvironmentFailed."""
+        self._bound += 1
+        try:
+            return await self._take()
+        except BaseException:
+            self._bound -= 1
+            raise
+
+    async def _take(self) -> tuple[Sandbox, Worker, Start]:
+        start: Start = "cold" if not self._backend.is_prepared(self.profile) else "fork"
+        while self._generic:
+            generic = self._generic.popleft()
+            if generic.sandbox.alive:
+                self.replenish()
+                if generic.spares:
+                    return generic.sandbox, generic.spares.popleft(), "spare"
+                return generic.sandbox, await generic.sandbox.fork(), "fork"
+        if self._bound > self.profile.pool.max:
+            self._evict(self.profile.name)
+        if self.environment is None:
+            await self.ready()
+        assert self.environment is not None
+        sandbox = await self._backend.start(self.profile, self.environment)
+        try:
+            worker = await sandbox.fork()
+        except BaseException:
+            sandbox.kill()
+            raise
+        self.replenish()
+        return sandbox, worker, start
+
+    def gone(self) -> None:
+        """A bound sandbox has ended."""
+        self._bound -= 1
+        self.replenish()
+
+    def kill(self) -> None:
+        """End the generic sandboxes now, and start no more."""
+        self._closed = True
+        while self._generic:
+            self._generic.popleft().sandbox.kill()
