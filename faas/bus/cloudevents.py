@@ -153,7 +153,9 @@ def _control(lower: Mapping[str, str], extensions: Mapping[str, str]) -> Control
     if "expirytime" in extensions:
         deadlines.append(_moment("expirytime", extensions["expirytime"]))
     reply_to = lower.get("faas-reply-to", "")
-    if reply_to and (reply_to.startswith((subjects.RUNTIME_PREFIX, "$")) or any(c in reply_to for c in "*> ") or not all(reply_to.split("."))):
+    if reply_to and (
+        reply_to.startswith((subjects.RUNTIME_PREFIX, "$")) or any(c in reply_to for c in "*> ") or not all(reply_to.split("."))
+    ):
         raise _Refused(f"Faas-Reply-To {reply_to[:80]!r} is no subject that may be published to")
     return Control(
         timeout_s=_timeout(lower["faas-timeout"]) if "faas-timeout" in lower else None,

@@ -326,6 +326,10 @@ class Bus:
         self._subscriptions.append(subscription)
         return subscription
 
+    def new_inbox(self) -> str:
+        """A subject that only this connection listens on."""
+        return f"{self._inbox}.p.{next(self._tokens)}"
+
     def _forget(self, subscription: Subscription) -> None:
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
@@ -391,5 +395,3 @@ def _expire(reply: asyncio.Future[Message], subject: str, timeout_s: float) -> N
 def _without_token(url: str) -> str:
     scheme, _, rest = url.rpartition("://")
     return f"{scheme or 'nats'}://{rest.rpartition('@')[2]}"
-
-

@@ -58,7 +58,7 @@ def _conflict(own: list[str], owners: list[tuple[str, str]]) -> str | None:
             if partly:
                 whose = f"of the function {owner}" if owner else "that the stream or this function has already"
                 return (
-                    f'the subject {subject} overlaps in part with {other} {whose}, and one stream cannot hold both; '
+                    f"the subject {subject} overlaps in part with {other} {whose}, and one stream cannot hold both; "
                     'make one contain the other, or set delivery = "at-most-once"'
                 )
     return None

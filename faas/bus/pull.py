@@ -1,0 +1,239 @@
+"""The pull loop: from a durable consumer to deliveries, and the lease that each of them is.
+
+One inbox for ever, pulls that are parked and renewed on reconnect, missed heartbeat, 408 and 409. `fetch()` of nats-py stalls
+for its whole timeout when the server restarts. A delivery's lease is kept on this node's own clock: JetStream
+redelivers `ack_wait` after the last sign of life, whatever happened here meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+
+from faas.bus.connection import Bus, Message, Subscription
+from faas.bus.streams import Consumer
+from faas.errors import BusUnavailable
+
+log = structlog.get_logger()
+
+EXPIRES_S = 120.0
+HEARTBEAT_S = 15.0
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 5.0
+"""Without a back-off a missing consumer is asked thousands of times a second."""
+
+
+class Delivery:
+    """One message of a stream, leased to this node until it is acknowledged, given back, or `lost`."""
+
+    __slots__ = (
+        "_bus", "_extended_monotonic", "ack_wait_s", "consumer", "data", "headers", "may_repeat", "num_delivered", "pending", "reply",
+        "sequence", "stored_at_ns", "stream", "subject",
+    )  # fmt: skip
+
+    def __init__(self, bus: Bus, message: Message, consumer: Consumer) -> None:
+        tokens = message.reply.split(".")
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<ns>.<pending>; newer servers put domain and account before.
+        offset = 2 if len(tokens) == 9 else 4
+        self._bus, self.reply = bus, message.reply
+        self.subject, self.headers, self.data = message.subject, message.headers, message.data
+        self.stream, self.consumer = tokens[offset], tokens[offset + 1]
+        self.num_delivered, self.sequence = int(tokens[offset + 2]), int(tokens[offset + 3])
+        self.stored_at_ns, self.pending = int(tokens[offset + 5]), int(tokens[offset + 6])
+        self.ack_wait_s, self.may_repeat = consumer.ack_wait_s, consumer.may_repeat
+        self._extended_monotonic = time.monotonic()
+
+    @property
+    def stored_at(self) -> float:
+        """Seconds since the epoch, by the server's clock."""
+        return self.stored_at_ns / 1e9
+
+    def is_lost(self, now_monotonic: float) -> bool:
+        """Whether JetStream may have given it to another node at this moment."""
+        return now_monotonic > self._extended_monotonic + self.ack_wait_s
+
+    @property
+    def lost(self) -> bool:
+        return self.is_lost(time.monotonic())
+
+    async def _say(self, word: bytes) -> None:
+        if not self.lost:  # a late word would act on another node's delivery
+            await self._bus.publish(self.reply, word)
+
+    async def ack(self) -> None:
+        """Done; where an outcome is stored a lost acknowledgement costs a look-up, not a run."""
+        await self._say(b"+ACK")
+
+    async def ack_sync(self) -> None:
+        """Done, and the server has said so. Raises BusUnavailable."""
+        if not self.lost:
+            await self._bus.request(self.reply, b"+ACK")
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        """Give it back, to come again after so long."""
+        await self._say(b"-NAK " + json.dumps({"delay": round(delay_s * 1e9)}).encode() if delay_s > 0 else b"-NAK")
+
+    async def term(self, reason: str) -> None:
+        """Never deliver it again; the reason is in the server's advisory."""
+        await self._say(b"+TERM " + " ".join(reason.split())[:200].encode())
+
+    async def extend(self, now_monotonic: float) -> None:
+        """A sign of life; it counts only where it can arrive."""
+        if self._bus.connected:
+            await self._bus.publish(self.reply, b"+WPI")
+            self._extended_monotonic = now_monotonic
+
+
+class Heartbeats:
+    """Extends every live delivery each third of `ack_wait`, and tells those whose lease has passed. Idle while there are none."""
+
+    def __init__(self, ack_wait_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tick_s, self._clock = ack_wait_s / 3, clock
+        self._live: dict[Delivery, Callable[[], object]] = {}
+        self._any = asyncio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, ack_wait_s: float) -> AsyncIterator[Heartbeats]:
+        async with asyncio.TaskGroup() as group:
+            heartbeats = cls(ack_wait_s)
+            ticking = group.create_task(heartbeats._run())
+            try:
+                yield heartbeats
+            finally:
+                ticking.cancel()
+
+    def add(self, delivery: Delivery, on_lost: Callable[[], object]) -> None:
+        """Hold a delivery from now on; `on_lost` is called once where its lease passes all the same."""
+        self._live[delivery] = on_lost
+        self._any.set()
+
+    def discard(self, delivery: Delivery) -> None:
+        """It has ended."""
+        self._live.pop(delivery, None)
+
+    async def _run(self) -> None:
+        while True:
+            if not self._live:
+                self._any.clear()
+                await self._any.wait()
+            await asyncio.sleep(self._tick_s)
+            await self.tick()
+
+    async def tick(self) -> None:
+        """One round: extend what lives, report what is lost."""
+        for delivery in list(self._live):
+            now = self._clock()
+            if delivery.is_lost(now):
+                log.warning("delivery.lost", stream=delivery.stream, consumer=delivery.consumer, sequence=delivery.sequence)
+                on_lost = self._live.pop(delivery, None)
+                if on_lost is not None:
+                    on_lost()
+                continue
+            try:
+                await delivery.extend(now)
+            except BusUnavailable as error:
+                log.warning("delivery.not_extended", consumer=delivery.consumer, error=str(error))
+
+
+class Puller:
+    """Keeps as many messages asked for as `want` says. Made by `start`, ended by `stop`; its pulls are tasks of the group given."""
+
+    def __init__(self, bus: Bus, consumer: Consumer, on_delivery: Callable[[Delivery], None], group: asyncio.TaskGroup) -> None:
+        self._bus, self.consumer, self._on_delivery, self._group = bus, consumer, on_delivery, group
+        self._inbox = bus.new_inbox()
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
+        self._loop = asyncio.get_running_loop()
+        self._wanted = 0
+        self._asked = 0
+        self._heard_monotonic = time.monotonic()
+        self._backoff_s = FIRST_BACKOFF_S
+        self._resting: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._subscription: Subscription | None = None
+        self._stopped = False
+
+    @classmethod
+    async def start(cls, bus: Bus, consumer: Consumer, on_delivery: Callable[[Delivery], None], group: asyncio.TaskGroup) -> Puller:
+        """A puller that asks for nothing yet."""
+        puller = cls(bus, consumer, on_delivery, group)
+        puller._subscription = await bus.subscribe(puller._inbox, puller._receive)
+        bus.on_reconnect.append(puller._renew)
+        puller._check()
+        return puller
+
+    async def stop(self) -> None:
+        """Ask for nothing more. What the server has sent already still comes to `on_delivery` until this returns."""
+        self._stopped = True
+        for timer in (self._watch, self._resting):
+            if timer is not None:
+                timer.cancel()
+        if self._renew in self._bus.on_reconnect:
+            self._bus.on_reconnect.remove(self._renew)
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+
+    def want(self, messages: int) -> None:
+        """Have so many asked for and not yet delivered; fewer than now takes effect as they arrive."""
+        self._wanted = messages
+        self._ask()
+
+    def _ask(self) -> None:
+        missing = self._wanted - self._asked
+        if missing > 0 and self._resting is None and not self._stopped:
+            self._asked += missing
+            body = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (missing, EXPIRES_S * 1e9, HEARTBEAT_S * 1e9)
+            self._group.create_task(self._pull(body))
+
+    async def _pull(self, body: bytes) -> None:
+        try:
+            await self._bus.publish(self._next, body, reply=self._inbox)
+        except BusUnavailable:
+            self._rest()
+
+    def _receive(self, message: Message) -> None:
+        self._heard_monotonic = time.monotonic()
+        if message.status == 0:
+            self._asked = max(0, self._asked - 1)
+            self._backoff_s = FIRST_BACKOFF_S
+            self._on_delivery(Delivery(self._bus, message, self.consumer))
+        elif message.status != 100:
+            self._end(message)
+
+    def _end(self, message: Message) -> None:
+        """A pull has ended without all that it asked for: 408 and 409 say how many are open, 503 that nobody serves the consumer."""
+        headers = message.headers or {}
+        self._asked = max(0, self._asked - int(headers.get("Nats-Pending-Messages", self._asked)))
+        if message.status == 408:
+            self._ask()
+            return
+        log.warning("pull.ended", consumer=self.consumer.name, status=message.status, reason=headers.get("Description", ""))
+        if message.status == 503:
+            self._asked = 0
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._resting is None and not self._stopped:
+            self._resting = self._loop.call_later(self._backoff_s, self._rested)
+            self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._ask()
+
+    def _renew(self) -> None:
+        """The server has forgotten what was asked for."""
+        self._asked = 0
+        self._heard_monotonic = time.monotonic()
+        self._ask()
+
+    def _check(self) -> None:
+        """A pull that is parked hears a heartbeat; one that hears nothing is forgotten by the server and asked again."""
+        if self._asked and time.monotonic() - self._heard_monotonic > 2 * HEARTBEAT_S + 1:
+            log.warning("pull.silent", consumer=self.consumer.name)
+            self._renew()
+        self._watch = self._loop.call_later(2 * HEARTBEAT_S, self._check)

@@ -1,0 +1,274 @@
+"""Streams and consumers of the runtime: declared and compared at every start, never silently different.
+
+Knows their configuration and nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from faas import subjects
+from faas.bus.connection import ApiError, Bus
+from faas.bus.cover import cover, durable_subjects, filters
+from faas.config import BusConfig
+from faas.errors import BusUnavailable
+from faas.model import FunctionSpec
+
+DAY_S = 86_400
+EVENTS_AGE_S = 8 * DAY_S
+DEDUP_S = 120
+OUTCOMES_LIMIT = 500_000
+"""Each retained subject costs the server some 700 bytes of memory."""
+USAGE_AGE_S = 400 * DAY_S
+DEAD_AGE_S = 14 * DAY_S
+GIB = 2**30
+ACKS_PENDING = 1000
+PULLS_WAITING = 512
+NOT_FOUND_STREAM = 10059
+
+
+class StreamConfig(Struct, frozen=True, kw_only=True):
+    """What is declared of a stream; times are in nanoseconds, as JetStream takes them."""
+
+    name: str
+    subjects: tuple[str, ...]
+    retention: str = "limits"
+    storage: str = "file"
+    discard: str = "old"
+    max_age: int
+    max_bytes: int
+    max_msgs: int = -1
+    max_msgs_per_subject: int = -1
+    duplicate_window: int = DEDUP_S * 10**9
+    num_replicas: int = 1
+    allow_direct: bool = True
+
+
+class ConsumerConfig(Struct, frozen=True, kw_only=True):
+    """What is declared of a function's durable pull consumer."""
+
+    durable_name: str
+    filter_subjects: tuple[str, ...]
+    ack_wait: int
+    metadata: dict[str, str]
+    deliver_policy: str = "new"
+    ack_policy: str = "explicit"
+    replay_policy: str = "instant"
+    max_deliver: int = -1
+    max_ack_pending: int = ACKS_PENDING
+    max_waiting: int = PULLS_WAITING
+    num_replicas: int = 0
+
+
+class Consumer(Struct, frozen=True, kw_only=True):
+    """A consumer to pull from. `may_repeat`: another consumer of the same function may deliver the same event."""
+
+    stream: str
+    name: str
+    ack_wait_s: float
+    may_repeat: bool = False
+
+
+class _ConfigSeen(Struct):
+    name: str = ""
+    subjects: tuple[str, ...] = ()
+    retention: str = ""
+    storage: str = ""
+    discard: str = ""
+    max_age: int = 0
+    max_bytes: int = -1
+    max_msgs: int = -1
+    max_msgs_per_subject: int = -1
+    duplicate_window: int = 0
+    num_replicas: int = 1
+    allow_direct: bool = False
+
+
+class _StreamSeen(Struct):
+    config: _ConfigSeen
+
+
+class _ConsumerConfigSeen(Struct):
+    ack_wait: int = 0
+    max_ack_pending: int = 0
+    filter_subjects: tuple[str, ...] = ()
+    filter_subject: str = ""
+    metadata: dict[str, str] = {}
+
+
+class _ConsumerSeen(Struct):
+    name: str
+    config: _ConsumerConfigSeen
+    num_pending: int = 0
+    num_ack_pending: int = 0
+
+
+class _ConsumerPage(Struct):
+    total: int = 0
+    consumers: tuple[_ConsumerSeen, ...] | None = ()
+
+
+class _Names(Struct):
+    streams: tuple[str, ...] | None = ()
+
+
+class _Anything(Struct):
+    pass
+
+
+async def declare(bus: Bus, specs: Sequence[FunctionSpec], config: BusConfig, *, store_bytes: int | None) -> dict[tuple[str, str], str]:
+    """Make the streams what they must be; one sentence for each function whose subjects cannot be stored.
+
+    `store_bytes` is what the server may use in all, where that is known. Raises BusUnavailable in the server's words.
+    """
+    conflicts = {}
+    for spec in specs:
+        for subject in durable_subjects(spec):
+            foreign = await stream_capturing(bus, subject, but=subjects.EVENTS)
+            if foreign is not None:
+                conflicts[(spec.tenant, spec.name)] = (
+                    f"the stream {foreign} captures {subject} already, and consuming from a stream of your own is not supported yet; "
+                    'set delivery = "at-most-once", or use another subject'
+                )
+    usable = [spec for spec in specs if (spec.tenant, spec.name) not in conflicts]
+    present = await _stream(bus, subjects.EVENTS)
+    covered = cover(usable, present.subjects if present is not None else ())
+    conflicts |= covered.conflicts
+    for stream in _streams(covered.subjects, config, store_bytes):
+        if stream.subjects:
+            await _ensure_stream(bus, stream)
+    return conflicts
+
+
+def _streams(events: list[str], config: BusConfig, store_bytes: int | None) -> list[StreamConfig]:
+    def bounded(wanted: int, share: float) -> int:
+        return wanted if store_bytes is None else min(wanted, int(store_bytes * share))
+
+    replicas = config.replicas
+    return [
+        StreamConfig(
+            name=subjects.EVENTS,
+            subjects=tuple(sorted(events)),
+            discard="new",  # a full stream refuses the publisher instead of dropping what it acknowledged
+            max_age=EVENTS_AGE_S * 10**9,
+            max_bytes=bounded(config.max_bytes, 0.4),
+            num_replicas=replicas,
+        ),
+        StreamConfig(
+            name=subjects.OUTCOMES,
+            subjects=("faas.attempt.>", "faas.outcome.>"),
+            max_age=round(config.outcome_retention_s * 1e9),
+            max_bytes=bounded(4 * GIB, 0.3),
+            max_msgs=OUTCOMES_LIMIT,
+            max_msgs_per_subject=1,
+            duplicate_window=min(DEDUP_S * 10**9, round(config.outcome_retention_s * 1e9)),
+            num_replicas=replicas,
+        ),
+        StreamConfig(
+            name=subjects.USAGE,
+            subjects=("faas.usage.>",),
+            max_age=USAGE_AGE_S * 10**9,
+            max_bytes=bounded(2 * GIB, 0.15),
+            num_replicas=replicas,
+        ),
+        StreamConfig(
+            name=subjects.DEAD, subjects=("faas.dead.>",), max_age=DEAD_AGE_S * 10**9, max_bytes=bounded(GIB, 0.1), num_replicas=replicas
+        ),
+    ]
+
+
+async def _stream(bus: Bus, name: str) -> _ConfigSeen | None:
+    try:
+        return (await bus.api(f"STREAM.INFO.{name}", None, _StreamSeen)).config
+    except ApiError as error:
+        if error.number == NOT_FOUND_STREAM:
+            return None
+        raise
+
+
+async def _ensure_stream(bus: Bus, wanted: StreamConfig) -> None:
+    seen = await _stream(bus, wanted.name)
+    try:
+        if seen is None:
+            await bus.api(f"STREAM.CREATE.{wanted.name}", wanted, _Anything)
+        elif _differs(wanted, seen):
+            # Read, change, write: what an administrator has set besides stays.
+            whole = (await bus.api(f"STREAM.INFO.{wanted.name}", None, dict[str, Any]))["config"]
+            await bus.api(f"STREAM.UPDATE.{wanted.name}", {**whole, **msgspec.to_builtins(wanted)}, _Anything)
+    except ApiError as error:
+        raise BusUnavailable(f"the stream {wanted.name} cannot be made as it must be: {error.description}") from error
+
+
+def _differs(wanted: StreamConfig, seen: _ConfigSeen) -> bool:
+    own = {**msgspec.to_builtins(wanted), "subjects": set(wanted.subjects)}
+    return any(own[name] != value for name, value in {**msgspec.to_builtins(seen), "subjects": set(seen.subjects)}.items())
+
+
+async def stream_capturing(bus: Bus, subject: str, *, but: str = "") -> str | None:
+    """The stream that stores a subject, or a part of what it matches; `but` does not count."""
+    names = (await bus.api("STREAM.NAMES", {"subject": subject}, _Names)).streams or ()
+    return next((name for name in names if name != but), None)
+
+
+async def ensure_consumers(bus: Bus, specs: Iterable[FunctionSpec], config: BusConfig) -> dict[tuple[str, str], list[Consumer]]:
+    """The consumers to pull each function from: its own, made where it is missing, and older ones with another filter while they have a backlog."""
+    seen = await _consumers(bus)
+    found = {}
+    for spec in specs:
+        wanted = _consumer(spec, config)
+        own = seen.get(wanted.durable_name)
+        if own is None or own.config.ack_wait != wanted.ack_wait or own.config.max_ack_pending != wanted.max_ack_pending:
+            await _write_consumer(bus, wanted)
+        older = [
+            other
+            for other in seen.values()
+            if other.config.metadata.get("faas-function") == f"{spec.tenant}/{spec.name}" and other.name != wanted.durable_name
+        ]
+        draining = [other.name for other in older if other.num_pending or other.num_ack_pending]
+        for other in older:
+            if other.name not in draining:
+                await bus.api(f"CONSUMER.DELETE.{subjects.EVENTS}.{other.name}", None, _Anything)
+        names = [wanted.durable_name, *draining]
+        found[(spec.tenant, spec.name)] = [
+            Consumer(stream=subjects.EVENTS, name=name, ack_wait_s=config.ack_wait_s, may_repeat=len(names) > 1) for name in names
+        ]
+    return found
+
+
+async def _consumers(bus: Bus) -> dict[str, _ConsumerSeen]:
+    found: dict[str, _ConsumerSeen] = {}
+    while True:
+        try:
+            page = await bus.api(f"CONSUMER.LIST.{subjects.EVENTS}", {"offset": len(found)}, _ConsumerPage)
+        except ApiError as error:
+            if error.number == NOT_FOUND_STREAM:
+                return {}
+            raise
+        found |= {consumer.name: consumer for consumer in page.consumers or ()}
+        if not page.consumers or len(found) >= page.total:
+            return found
+
+
+def _consumer(spec: FunctionSpec, config: BusConfig) -> ConsumerConfig:
+    """Named after its filter: another filter makes another consumer, and the old one drains."""
+    filtered = tuple(filters(spec))
+    digest = hashlib.sha256("\n".join(filtered).encode()).hexdigest()[:8]
+    return ConsumerConfig(
+        durable_name=f"{spec.tenant}-{spec.name}-{digest}",
+        filter_subjects=filtered,
+        ack_wait=round(config.ack_wait_s * 1e9),
+        metadata={"faas-function": f"{spec.tenant}/{spec.name}"},
+    )
+
+
+async def _write_consumer(bus: Bus, wanted: ConsumerConfig) -> None:
+    request = {"stream_name": subjects.EVENTS, "config": wanted}
+    try:
+        await bus.api(f"CONSUMER.CREATE.{subjects.EVENTS}.{wanted.durable_name}", request, _Anything)
+    except ApiError as error:
+        raise BusUnavailable(f"the consumer {wanted.durable_name} cannot be made as it must be: {error.description}") from error
