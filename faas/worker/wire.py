@@ -34,7 +34,7 @@ class _Message(Struct, frozen=True, tag_field="type", omit_defaults=True):
 # ---------------------------------------------------------------- both directions
 
 
-class Spilled(_Message, tag="spilled", kw_only=True):
+class Spilled(_Message, frozen=True, tag="spilled", kw_only=True):
     """The next message stands in this file of the sandbox's directory; the receiver removes it. `file` is a bare name, SPILL_PREFIX first."""
 
     file: str
@@ -44,14 +44,14 @@ class Spilled(_Message, tag="spilled", kw_only=True):
 # ---------------------------------------------------------------- node -> zygote
 
 
-class Spawn(_Message, tag="spawn", kw_only=True):
+class Spawn(_Message, frozen=True, tag="spawn", kw_only=True):
     """To a template: fork a sandbox, whose zygote connects in `directory` (absolute)."""
 
     sandbox: str
     directory: str
 
 
-class Fork(_Message, tag="fork", kw_only=True):
+class Fork(_Message, frozen=True, tag="fork", kw_only=True):
     """To a sandbox's zygote: fork a worker, which warms up and connects."""
 
     worker: str
@@ -67,7 +67,7 @@ class File(Struct, frozen=True):
     data: bytes
 
 
-class Load(_Message, tag="load", kw_only=True):
+class Load(_Message, frozen=True, tag="load", kw_only=True):
     """Become the worker of this function version: write the files, import the handler, run `load`."""
 
     function: str
@@ -79,7 +79,7 @@ class Load(_Message, tag="load", kw_only=True):
     result_limit_bytes: int
 
 
-class Invoke(_Message, tag="invoke", kw_only=True):
+class Invoke(_Message, frozen=True, tag="invoke", kw_only=True):
     """Run `handle` once. Attributes are CloudEvents'; `remaining_s` is what is left until the deadline when this was sent."""
 
     invocation_id: str
@@ -96,14 +96,14 @@ class Invoke(_Message, tag="invoke", kw_only=True):
     data: bytes
 
 
-class Close(_Message, tag="close", kw_only=True):
+class Close(_Message, frozen=True, tag="close", kw_only=True):
     """Run the handler's `close` and exit; to a zygote: exit, and everything with it."""
 
 
 # ---------------------------------------------------------------- sandbox -> node
 
 
-class Hello(_Message, tag="hello", kw_only=True):
+class Hello(_Message, frozen=True, tag="hello", kw_only=True):
     """The first frame of every connection. `role`: template | zygote | worker | stdout | stderr; `id` names the sandbox or the worker.
 
     A template or a zygote adds what it is; a worker says hello when its warm-up is done.
@@ -117,14 +117,14 @@ class Hello(_Message, tag="hello", kw_only=True):
     preload_us: int = 0
 
 
-class Broken(_Message, tag="broken", kw_only=True):
+class Broken(_Message, frozen=True, tag="broken", kw_only=True):
     """A template, zygote or spare cannot do what it was asked, for good: preload or warm-up raised, fork refused."""
 
     id: str
     detail: str
 
 
-class Exited(_Message, tag="exited", kw_only=True):
+class Exited(_Message, frozen=True, tag="exited", kw_only=True):
     """From a zygote: a worker's process has ended. `code` is its exit code, or minus the signal's number. Usage is the process' whole life."""
 
     worker: str
@@ -133,7 +133,7 @@ class Exited(_Message, tag="exited", kw_only=True):
     memory_peak_bytes: int
 
 
-class Loaded(_Message, tag="loaded", kw_only=True):
+class Loaded(_Message, frozen=True, tag="loaded", kw_only=True):
     """The handler is imported and `load` has returned. Schemas are JSON Schema text, "" where there is none."""
 
     load_us: int
@@ -143,7 +143,7 @@ class Loaded(_Message, tag="loaded", kw_only=True):
     output_schema: str = ""
 
 
-class LoadFailed(_Message, tag="load_failed", kw_only=True):
+class LoadFailed(_Message, frozen=True, tag="load_failed", kw_only=True):
     """Import or `load` raised; the worker exits."""
 
     detail: str
@@ -153,7 +153,7 @@ class LoadFailed(_Message, tag="load_failed", kw_only=True):
     memory_peak_bytes: int
 
 
-class Result(_Message, tag="result", kw_only=True):
+class Result(_Message, frozen=True, tag="result", kw_only=True):
     """`handle` returned. `run_us` is from its first line to its return; `memory_peak_bytes` the peak resident size in that time."""
 
     body: bytes
@@ -163,7 +163,7 @@ class Result(_Message, tag="result", kw_only=True):
     memory_peak_bytes: int
 
 
-class Failed(_Message, tag="failed", kw_only=True):
+class Failed(_Message, frozen=True, tag="failed", kw_only=True):
     """`handle` did not return a result. `reason` is one of error, payload_invalid, rejected_by_handler, result_invalid, result_too_large."""
 
     reason: str

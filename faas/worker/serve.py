@@ -1,0 +1,196 @@
+"""The worker's loop: one function loaded once, then one invocation after the other, on a blocking socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from faas.worker import loader, wire
+from faas.worker.context import Context, Reject, Retry
+
+TRACEBACK_BYTES = 8 * 1024
+DETAIL_CHARACTERS = 2000
+READ_BYTES = 64 * 1024
+
+
+class Peer:
+    """A connected socket that speaks frames. `directory` is where long messages are left."""
+
+    def __init__(self, connection: socket.socket, directory: str, name: str) -> None:
+        self._connection, self._directory, self._name = connection, directory, name
+        self._reader = wire.FrameReader()
+        self._spilled = 0
+
+    def send(self, message: wire.SandboxMessage) -> None:
+        """Send one message whole."""
+        self._spilled += 1
+        self._connection.sendall(wire.encode(message, self._directory, f"{self._name}-w{self._spilled}"))
+
+    def receive(self) -> Iterator[wire.HostMessage]:
+        """Messages until the node closes the connection."""
+        while data := self._connection.recv(READ_BYTES):
+            for body in self._reader.feed(data):
+                message = wire.decode_host(body)
+                if isinstance(message, wire.Spilled):
+                    message = wire.decode_host(wire.read_spilled(message, self._directory, sys.maxsize))
+                yield message
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+
+class _Usage:
+    """What this process used since it was made: CPU of itself and of children it waited for, and its peak memory."""
+
+    def __init__(self) -> None:
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as peak:
+            peak.write("5")  # resets the peak resident size: an attempt is not charged for the one before
+        self._cpu_ns, self._began_ns = _cpu_ns(), time.monotonic_ns()
+
+    def read(self) -> dict[str, int]:
+        """`cpu_us` and `memory_peak_bytes` so far."""
+        return {
+            "cpu_us": (_cpu_ns() - self._cpu_ns) // 1000,
+            "memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+    @property
+    def elapsed_us(self) -> int:
+        return (time.monotonic_ns() - self._began_ns) // 1000
+
+
+def _cpu_ns() -> int:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time_ns() + int((children.ru_utime + children.ru_stime) * 1e9)
+
+
+def serve(peer: Peer, directory: str) -> None:
+    """Wait to be loaded, then run what comes, until the node closes or says so."""
+    handler: loader.Handler | None = None
+    loaded: wire.Load | None = None
+    for message in peer.receive():
+        if isinstance(message, wire.Load):
+            loaded, handler = message, _load(peer, message, directory)
+            if handler is None:
+                return
+        elif isinstance(message, wire.Invoke):
+            if handler is None or loaded is None:
+                raise wire.WireError("an invocation before anything was loaded")
+            answer = _invoke(handler, loaded, message)
+            _flush()
+            peer.send(answer)
+        elif isinstance(message, wire.Close):
+            if handler is not None and handler.close is not None:
+                handler.close()
+            _flush()
+            return
+
+
+def _load(peer: Peer, message: wire.Load, directory: str) -> loader.Handler | None:
+    scratch = os.path.join(directory, "tmp")
+    os.makedirs(scratch, exist_ok=True)
+    os.chdir(scratch)
+    usage = _Usage()
+    try:
+        handler = loader.load(message, directory, _context(message, None))
+    except BaseException as error:  # the author's code: SystemExit and KeyboardInterrupt end the load like any error
+        failed = wire.LoadFailed(detail=_sentence(error), traceback=_trace(error), load_us=usage.elapsed_us, **usage.read())
+        _flush()
+        peer.send(failed)
+        return None
+    _flush()
+    peer.send(wire.Loaded(load_us=usage.elapsed_us, input_schema=handler.input_schema, output_schema=handler.output_schema, **usage.read()))
+    return handler
+
+
+def _invoke(handler: loader.Handler, loaded: wire.Load, message: wire.Invoke) -> wire.Result | wire.Failed:
+    usage = _Usage()
+    try:
+        event = handler.decode(message)
+        context = _context(loaded, message)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        return wire.Failed(reason="payload_invalid", detail=_sentence(error, named=False), run_us=usage.elapsed_us, **usage.read())
+    try:
+        result = handler.call(event, context)
+    except Reject as error:
+        return wire.Failed(reason="rejected_by_handler", detail=error.reason[:DETAIL_CHARACTERS], run_us=usage.elapsed_us, **usage.read())
+    except Retry as error:
+        return wire.Failed(reason="error", detail=_sentence(error), retry_after_s=error.after_s, run_us=usage.elapsed_us, **usage.read())
+    except BaseException as error:  # the author's code: SystemExit, KeyboardInterrupt and MemoryError are failures of this attempt
+        return wire.Failed(reason="error", detail=_sentence(error), traceback=_trace(error), run_us=usage.elapsed_us, **usage.read())
+    run_us = usage.elapsed_us
+    try:
+        body, content_type = loader.encode(result)
+    except Exception as error:  # whatever an author's type raises while it is encoded
+        detail = f"the result cannot be encoded: {_sentence(error)}"
+        return wire.Failed(reason="result_invalid", detail=detail[:DETAIL_CHARACTERS], run_us=run_us, **usage.read())
+    if len(body) > loaded.result_limit_bytes:
+        detail = f"the result has {len(body)} bytes; limits.payload of the function is {loaded.result_limit_bytes}"
+        return wire.Failed(reason="result_too_large", detail=detail, run_us=run_us, **usage.read())
+    return wire.Result(body=body, content_type=content_type, run_us=run_us, **usage.read())
+
+
+def _context(loaded: wire.Load, message: wire.Invoke | None) -> Context:
+    if message is None:
+        return Context(function=loaded.function, tenant=loaded.tenant, tags=loaded.tags, device=_device())
+    return Context(
+        function=loaded.function,
+        tenant=loaded.tenant,
+        tags=loaded.tags,
+        invocation_id=message.invocation_id,
+        attempt=message.attempt,
+        event=_LazyEvent(message),
+        device=_device(),
+        _deadline_monotonic=time.monotonic() + message.remaining_s,
+    )
+
+
+class _LazyEvent:
+    """`ctx.event`: most handlers never look, and decoding a payload twice would be paid by all."""
+
+    def __init__(self, message: wire.Invoke) -> None:
+        self.__dict__["_message"] = message
+
+    def __getattr__(self, name: str) -> Any:
+        event = self.__dict__.get("_event")
+        if event is None:
+            event = self.__dict__["_event"] = loader.event_of(self.__dict__["_message"])
+        return getattr(event, name)
+
+
+def _device() -> str:
+    torch: Any = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+
+
+def _sentence(error: BaseException, *, named: bool = True) -> str:
+    try:
+        text = str(error)
+    except Exception:  # an author's __str__ may raise too
+        text = "its message cannot be shown"
+    return (f"{type(error).__name__}: {text}" if named else text)[:DETAIL_CHARACTERS]
+
+
+def _trace(error: BaseException) -> str:
+    """The author's frames, the innermost kept where it is too long."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}faas{os.sep}worker{os.sep}" not in frame.filename]
+    try:
+        lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames), *traceback.format_exception_only(error)]
+    except Exception:  # an author's __str__ may raise too
+        lines = traceback.format_list(frames)
+    return "".join(lines)[-TRACEBACK_BYTES:]
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a handler may have closed or replaced them
+            stream.flush()
