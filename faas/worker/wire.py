@@ -213,7 +213,7 @@ def encode(message: HostMessage | SandboxMessage, directory: str = "", name: str
 
 def read_spilled(spilled: Spilled, directory: str, limit_bytes: int) -> bytes:
     """The body that a `Spilled` frame names, whose file is removed. Raises WireError where name, kind or size are not as they must be."""
-    if not spilled.file.startswith(SPILL_PREFIX) or "/" in spilled.file or spilled.size > limit_bytes:
+    if not spilled.file.startswith(SPILL_PREFIX) or "/" in spilled.file or "\0" in spilled.file or not 0 <= spilled.size <= limit_bytes:
         raise WireError(f"spilled file {spilled.file[:80]!r} of {spilled.size} bytes refused; the limit is {limit_bytes}")
     path = os.path.join(directory, spilled.file)
     try:
@@ -247,3 +247,8 @@ class FrameReader:
             body = bytes(buffer[4 : 4 + length])
             del buffer[: 4 + length]
             yield body
+
+    def rest(self) -> bytes:
+        """What was fed beyond the last whole frame, taken out."""
+        rest, self._buffer = bytes(self._buffer), bytearray()
+        return rest
