@@ -108,7 +108,7 @@ class Dispatcher:
     async def _history(self, delivery: Delivery, invocation: Invocation) -> tuple[StoredOutcome | None, StoredAttempts]:
         """What is stored of an invocation already. An event whose id is its place in the stream cannot have been seen before its first delivery."""
         tried = StoredAttempts()
-        if delivery.num_delivered == 1 and not invocation.event.explicit_id:
+        if delivery.num_delivered == 1 and not invocation.event.explicit_id and not delivery.may_repeat:
             return None, tried
         redelivered = delivery.num_delivered > 1
         key = (invocation.function.spec.tenant, invocation.function.spec.name, invocation.id)
@@ -197,7 +197,8 @@ class Dispatcher:
         for name, value in head.items():
             if name.lower() == "nats-msg-id":
                 why["Faas-Msg-Id"] = value
-        await self._outcomes.bury(*function.key, letter_id=letter_id, event_head=head, event_body=delivery.data, why=why)
+        tenant, name = function.key
+        await self._outcomes.bury(tenant=tenant, function=name, letter_id=letter_id, event_head=head, event_body=delivery.data, why=why)
 
     @asynccontextmanager
     async def _alone(self, invocation: str) -> AsyncIterator[None]:
@@ -223,7 +224,7 @@ class Dispatcher:
             await self._reply(reply_to, invocation, refused)
             return
         event, control = decoded
-        patience_s = function.spec.limits.queue_timeout_s
+        patience_s: float = function.spec.limits.queue_timeout_s
         if reply_to and control.deadline_at is None:
             patience_s = min(patience_s, SYNCHRONOUS_WAIT_S)
         invocation = _invocation(random_id, function, event, control, age_s=0.0, patience_s=patience_s)

@@ -34,7 +34,7 @@ class Size(int):
 def decode_unit(type: type, value: object) -> object:
     """The `dec_hook` of msgspec for structs that hold a Duration or a Size."""
     if type is Duration or type is Size:
-        return type.parse(value)  # type: ignore[attr-defined]
+        return type.parse(value)
     raise NotImplementedError(f"no unit {type}")
 
 

@@ -209,7 +209,7 @@ class Bus:
                     name=self._name,
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.25,
+                    reconnect_time_wait=0.25,  # type: ignore[arg-type]  # annotated int, used as a float
                     ping_interval=5,
                     max_outstanding_pings=2,
                     pending_size=16 * 2**20,

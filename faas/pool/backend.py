@@ -5,9 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Protocol, Self
 
-from faas.pool.worker import Worker
-
 from faas.model import Environment, RuntimeProfile
+from faas.pool.worker import Worker
 
 
 class Sandbox(Protocol):

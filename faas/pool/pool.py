@@ -69,7 +69,7 @@ class Served:
 class Lease:
     """The exclusive right to one worker for one attempt. Leaving it gives the worker back idle after a clean end, else kills it."""
 
-    pool: Pool
+    pool: WorkerPool
     served: Served
     worker: Worker
     start: Start

@@ -45,7 +45,7 @@ def load(message: wire.Load, directory: str, context: Context) -> Handler:
     target = getattr(importlib.import_module(module_name), attribute)
     close = None
     if inspect.isclass(target):
-        instance = target()
+        instance: Any = target()
         if hasattr(instance, "load"):
             instance.load(context)
         target, close = instance.handle, getattr(instance, "close", None)

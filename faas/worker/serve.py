@@ -56,12 +56,13 @@ class _Usage:
             peak.write("5")  # resets the peak resident size: an attempt is not charged for the one before
         self._cpu_ns, self._began_ns = _cpu_ns(), time.monotonic_ns()
 
-    def read(self) -> dict[str, int]:
-        """`cpu_us` and `memory_peak_bytes` so far."""
-        return {
-            "cpu_us": (_cpu_ns() - self._cpu_ns) // 1000,
-            "memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
+    @property
+    def cpu_us(self) -> int:
+        return (_cpu_ns() - self._cpu_ns) // 1000
+
+    @property
+    def memory_peak_bytes(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     @property
     def elapsed_us(self) -> int:
@@ -100,43 +101,67 @@ def _load(peer: Peer, message: wire.Load, directory: str) -> loader.Handler | No
     os.makedirs(scratch, exist_ok=True)
     os.chdir(scratch)
     usage = _Usage()
+    handler: loader.Handler | None = None
     try:
-        handler = loader.load(message, directory, _context(message, None))
+        loaded = handler = loader.load(message, directory, _context(message, None))
     except BaseException as error:  # the author's code: SystemExit and KeyboardInterrupt end the load like any error
-        failed = wire.LoadFailed(detail=_sentence(error), traceback=_trace(error), load_us=usage.elapsed_us, **usage.read())
-        _flush()
-        peer.send(failed)
-        return None
+        answer: wire.LoadFailed | wire.Loaded = wire.LoadFailed(
+            detail=_sentence(error),
+            traceback=_trace(error),
+            load_us=usage.elapsed_us,
+            cpu_us=usage.cpu_us,
+            memory_peak_bytes=usage.memory_peak_bytes,
+        )
+    else:
+        answer = wire.Loaded(
+            load_us=usage.elapsed_us,
+            cpu_us=usage.cpu_us,
+            memory_peak_bytes=usage.memory_peak_bytes,
+            input_schema=loaded.input_schema,
+            output_schema=loaded.output_schema,
+        )
     _flush()
-    peer.send(wire.Loaded(load_us=usage.elapsed_us, input_schema=handler.input_schema, output_schema=handler.output_schema, **usage.read()))
+    peer.send(answer)
     return handler
 
 
 def _invoke(handler: loader.Handler, loaded: wire.Load, message: wire.Invoke) -> wire.Result | wire.Failed:
     usage = _Usage()
+
+    def failed(reason: str, detail: str, *, trace: str = "", retry_after_s: float | None = None) -> wire.Failed:
+        return wire.Failed(
+            reason=reason,
+            detail=detail[:DETAIL_CHARACTERS],
+            traceback=trace,
+            retry_after_s=retry_after_s,
+            run_us=usage.elapsed_us,
+            cpu_us=usage.cpu_us,
+            memory_peak_bytes=usage.memory_peak_bytes,
+        )
+
     try:
         event = handler.decode(message)
         context = _context(loaded, message)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        return wire.Failed(reason="payload_invalid", detail=_sentence(error, named=False), run_us=usage.elapsed_us, **usage.read())
+        return failed("payload_invalid", _sentence(error, named=False))
     try:
         result = handler.call(event, context)
     except Reject as error:
-        return wire.Failed(reason="rejected_by_handler", detail=error.reason[:DETAIL_CHARACTERS], run_us=usage.elapsed_us, **usage.read())
+        return failed("rejected_by_handler", error.reason)
     except Retry as error:
-        return wire.Failed(reason="error", detail=_sentence(error), retry_after_s=error.after_s, run_us=usage.elapsed_us, **usage.read())
+        return failed("error", _sentence(error), retry_after_s=error.after_s)
     except BaseException as error:  # the author's code: SystemExit, KeyboardInterrupt and MemoryError are failures of this attempt
-        return wire.Failed(reason="error", detail=_sentence(error), traceback=_trace(error), run_us=usage.elapsed_us, **usage.read())
+        return failed("error", _sentence(error), trace=_trace(error))
     run_us = usage.elapsed_us
     try:
         body, content_type = loader.encode(result)
     except Exception as error:  # whatever an author's type raises while it is encoded
-        detail = f"the result cannot be encoded: {_sentence(error)}"
-        return wire.Failed(reason="result_invalid", detail=detail[:DETAIL_CHARACTERS], run_us=run_us, **usage.read())
+        return failed("result_invalid", f"the result cannot be encoded: {_sentence(error)}")
     if len(body) > loaded.result_limit_bytes:
-        detail = f"the result has {len(body)} bytes; limits.payload of the function is {loaded.result_limit_bytes}"
-        return wire.Failed(reason="result_too_large", detail=detail, run_us=run_us, **usage.read())
-    return wire.Result(body=body, content_type=content_type, run_us=run_us, **usage.read())
+        return failed(
+            "result_too_large", f"the result has {len(body)} bytes; limits.payload of the function is {loaded.result_limit_bytes}"
+        )
+    return wire.Result(body=body, content_type=content_type, run_us=run_us, cpu_us=usage.cpu_us, memory_peak_bytes=usage.memory_peak_bytes)
 
 
 def _context(loaded: wire.Load, message: wire.Invoke | None) -> Context:
@@ -148,7 +173,7 @@ def _context(loaded: wire.Load, message: wire.Invoke | None) -> Context:
         tags=loaded.tags,
         invocation_id=message.invocation_id,
         attempt=message.attempt,
-        event=_LazyEvent(message),
+        event=_LazyEvent(message),  # type: ignore[arg-type]
         device=_device(),
         _deadline_monotonic=time.monotonic() + message.remaining_s,
     )

@@ -231,7 +231,7 @@ def _init(boot: Boot, worker: str, isolated: bool, report_to: int) -> None:
 def _sweep_and_exit() -> None:
     """Without a namespace: end every descendant, those that a dying one hands up included, until there is none."""
     while True:
-        with open("/proc/self/task/{0}/children".format(os.getpid())) as children:
+        with open("/proc/thread-self/children") as children:
             for pid in children.read().split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
@@ -243,7 +243,7 @@ def _sweep_and_exit() -> None:
 
 def _worker(boot: Boot, worker: str) -> None:
     if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()  # type: ignore[attr-defined]  # else all workers draw the same numbers; `random` does it by itself
+        sys.modules["numpy.random"].seed()  # else all workers draw the same numbers; `random` does it by itself
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     if boot.warmup:

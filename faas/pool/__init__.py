@@ -1,0 +1,1 @@
+"""Sandboxes, workers and who gets one."""
