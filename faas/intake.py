@@ -148,6 +148,11 @@ class Intake:
 
     # ------------------------------------------------------------ tasks
 
+    def say(self, subject: str, body: bytes) -> None:
+        """Answer a question about this node."""
+        if subject:
+            self._start(self._bus.publish(subject, body))
+
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = self._group.create_task(work)
         self._tasks.add(task)

@@ -1,0 +1,237 @@
+"""The composition root: builds every part of a node from its `Config`, bottom-up on one exit stack, and unwinds it.
+
+The only module that sees the whole configuration. Leaving the stack is the shutdown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from faas import __version__, subjects
+from faas.accounting.records import UsageRecords
+from faas.budget.prices import PriceTable
+from faas.bus import streams
+from faas.bus.connection import Bus, Message
+from faas.bus.outcomes import Outcomes
+from faas.bus.pull import Heartbeats
+from faas.bus.server import EmbeddedServer
+from faas.bus.service import Service
+from faas.config import Config
+from faas.dispatcher import Dispatcher
+from faas.environments.build import Builder, BuildProgress
+from faas.environments.profile import load_profiles
+from faas.errors import ConfigInvalid, StateLocked
+from faas.gateway.health import HealthServer
+from faas.intake import Intake
+from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
+from faas.pool.attempt import Attempts
+from faas.pool.pool import WorkerPool
+from faas.pool.process import ProcessBackend
+from faas.pool.worker import Worker
+from faas.registry.spec import read_functions
+
+log = structlog.get_logger()
+
+GRACE_S = 10.0
+"""How long running attempts may take to finish after the first SIGTERM."""
+
+OnBuild = Callable[[BuildProgress], None]
+
+
+class NodeInfo(Struct, frozen=True, kw_only=True):
+    """STATE/node.json: how to reach a running node."""
+
+    node: str
+    pid: int
+    nats: str
+    token: str
+    http: str
+    pool: str
+    functions: tuple[str, ...]
+
+
+async def serve(
+    config: Config, stop: asyncio.Event, ready: Callable[[NodeInfo], None], *, eager: bool = True, on_build: OnBuild | None = None
+) -> None:
+    """Run a node until `stop` is set, then drain it. `ready` is called once, when every function is served.
+
+    `eager` builds environments and keeps sandboxes warm from the start; else the first event of a profile does.
+    Raises ConfigInvalid, StateLocked, ServerFailed, BusUnavailable before `ready`.
+    """
+    missing = ["bus", "functions"]
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_state_folder(config.state, config.node))
+        http = await stack.enter_async_context(HealthServer.open(*config.http_address, ready=lambda: list(missing)))
+        profiles, broken = await asyncio.to_thread(load_profiles, config.runtimes)
+        for error in broken:
+            log.error("profile.invalid", error=str(error))
+        functions, invalid = await asyncio.to_thread(read_functions, config.functions, profiles)
+        url, token, store_bytes = await stack.enter_async_context(_bus_address(config))
+        bus = await stack.enter_async_context(Bus.open(url, node=config.node))
+        missing.remove("bus")
+        node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build))
+        await node.serve(functions, invalid, profiles, eager=eager, store_bytes=store_bytes)
+        missing.remove("functions")
+        info = NodeInfo(
+            node=config.node,
+            pid=os.getpid(),
+            nats=url,
+            token=token,
+            http=http.url,
+            pool="process",
+            functions=tuple(report.name for report in node.reports if report.state == "ready"),
+        )
+        stack.enter_context(_node_file(config.state / "node.json", info))
+        ready(info)
+        await stop.wait()
+        missing.append("the node stops")
+        log.info("node.draining", node=config.node)
+
+
+class _Node:
+    """The parts that run functions, put together on one bus."""
+
+    def __init__(self, config: Config, bus: Bus, pool: WorkerPool, intake: Intake, captured: dict[str, str]) -> None:
+        self._config, self._bus, self._pool, self._intake, self._captured = config, bus, pool, intake, captured
+        self.reports: list[FunctionReport] = []
+        self._not_enforced: tuple[str, ...] = ()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: Config, bus: Bus, on_build: OnBuild) -> AsyncIterator[_Node]:
+        """Bottom-up: usage, backend, pool, dispatcher, intake; leaving it drains in the other order."""
+        captured: dict[str, str] = {}
+        async with AsyncExitStack() as stack:
+            usage = await stack.enter_async_context(UsageRecords.open(bus))
+            backend = await stack.enter_async_context(ProcessBackend(config.state, config.node, on_output=_log_output))
+            builder = await stack.enter_async_context(Builder(config.state / "environments"))
+            pool = await stack.enter_async_context(WorkerPool.open(config.pool, backend, partial(builder.ensure, progress=on_build)))
+            dispatcher = _dispatcher(config, bus, pool, usage, captured)
+            heartbeats = await stack.enter_async_context(Heartbeats.open(config.bus.ack_wait_s))
+            service = await stack.enter_async_context(Service.open(bus, node=config.node, version=__version__))
+            intake = await stack.enter_async_context(Intake.open(bus, service, pool, dispatcher, heartbeats, grace_s=GRACE_S))
+            node = cls(config, bus, pool, intake, captured)
+            node._not_enforced = tuple(sorted({"memory", "cpus", "pids"} - backend.enforced))
+            yield node
+
+    async def serve(
+        self,
+        functions: list[FunctionVersion],
+        invalid: list[FunctionReport],
+        profiles: dict[str, RuntimeProfile],
+        *,
+        eager: bool,
+        store_bytes: int | None,
+    ) -> None:
+        """Declare streams and consumers, then take up every function that can be served."""
+        bus, specs = self._config.bus, [function.spec for function in functions]
+        conflicts = await streams.declare(self._bus, specs, bus, store_bytes=store_bytes)
+        served = [function for function in functions if function.key not in conflicts]
+        consumers = await streams.ensure_consumers(self._bus, [function.spec for function in served], bus)
+        for function in served:
+            output = function.spec.output.publish
+            if output and (stream := await streams.stream_capturing(self._bus, output)) is not None:
+                self._captured[output] = stream
+        self.reports = [*invalid, *(self._report(function, conflicts.get(function.key, "")) for function in functions)]
+        self.reports.sort(key=lambda report: (report.tenant, report.name))
+        for report in self.reports:
+            if report.error:
+                log.error("function.invalid", function=report.name, error=report.error)
+        for function in served:
+            self._pool.serve(function, profiles[function.spec.runtime], eager=eager)
+            await self._intake.serve(function, consumers[function.key])
+        await self._bus.subscribe(subjects.node(self._config.node, "functions"), self._answer_functions)
+
+    def _report(self, function: FunctionVersion, conflict: str) -> FunctionReport:
+        spec = function.spec
+        return FunctionReport(
+            name=spec.name,
+            tenant=spec.tenant,
+            version=function.version,
+            runtime=spec.runtime,
+            state="invalid" if conflict else "ready",
+            error=f"{spec.name}/function.toml: trigger.subject: {conflict}" if conflict else "",
+            triggers=spec.triggers,
+            not_enforced=self._not_enforced,
+        )
+
+    def _answer_functions(self, message: Message) -> None:
+        self._intake.say(message.reply, msgspec.json.encode(self.reports))
+
+
+def _dispatcher(config: Config, bus: Bus, pool: WorkerPool, usage: UsageRecords, captured: dict[str, str]) -> Dispatcher:
+    prices = config.prices
+    table = PriceTable(version=prices.version, cpu_hour=prices.cpu_hour, gib_hour=prices.gib_hour, gpu_hour=prices.gpu_hour)
+    outcomes = Outcomes(bus)
+    attempts = Attempts(
+        pool, table, node=config.node, bill_loading=prices.bill_loading, result_limit_bytes=outcomes.result_limit_bytes
+    )
+    return Dispatcher(attempts, outcomes, usage, captured)
+
+
+# ---------------------------------------------------------------- the state folder, the bus, node.json
+
+
+@contextmanager
+def _state_folder(state: Path, node: str) -> Iterator[None]:
+    """Make the folder and hold it against a second node. Raises ConfigInvalid where it cannot be written, StateLocked where one runs."""
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigInvalid(f"the state folder {state} cannot be written: {error.strerror}; choose another with --state DIR") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateLocked(f"another node runs on the state folder {state}; stop it, or choose another with --state DIR") from None
+        (state / "node.json").unlink(missing_ok=True)  # of a node that was killed
+        (state / "node-name").write_text(node + "\n")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def _bus_address(config: Config) -> AsyncIterator[tuple[str, str, int | None]]:
+    """(URL, token, what the server may store in bytes): of the server that was given, else of an embedded one."""
+    if config.nats:
+        yield config.nats, "", None
+        return
+    token = secrets.token_urlsafe(24)
+    host, port = config.bus_address
+    async with EmbeddedServer.open(config.bus, state=config.state.absolute(), host=host, port=port, token=token) as server:
+        yield server.url, token, server.store_bytes
+
+
+@contextmanager
+def _node_file(path: Path, info: NodeInfo) -> Iterator[None]:
+    """Write node.json whole, for its owner alone; removed at a clean stop."""
+    unfinished = path.with_suffix(".new")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(info)) + b"\n")
+    unfinished.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _log_output(worker: Worker, stream: str, line: str) -> None:
+    log.info("function.printed", function=worker.function, worker=worker.id, stream=stream, line=line)
+
+
+def _log_build(progress: BuildProgress) -> None:
+    log.info("environment.building", profile=progress.profile, phase=progress.phase, download_bytes=progress.download_bytes)
