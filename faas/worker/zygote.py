@@ -244,8 +244,8 @@ def _sweep_and_exit() -> None:
 def _worker(boot: Boot, worker: str) -> None:
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # else all workers draw the same numbers; `random` does it by itself
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):  # made anew: those of the template took what it wrote to for a file
+        setattr(sys, name, open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False))
     if boot.warmup:
         exec(boot.warmup, {name: module for name, module in sys.modules.items() if "." not in name})
     connection = _connect(boot.directory)
