@@ -1,0 +1,1 @@
+"""From folders to function versions, without importing what is in them."""

@@ -1,0 +1,85 @@
+"""Whether a handler's source has what its spec names, by its syntax alone: nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+
+from faas.errors import SpecInvalid
+
+_ASYNC = "async handlers and generators are not supported yet; write a plain function"
+
+
+def check_handler(folder: str, handler: str, files: Mapping[str, bytes]) -> None:
+    """Raises SpecInvalid where `module:attribute` names no function or class with `handle` in these files."""
+    module, colon, attribute = handler.partition(":")
+    spec_file = f"{folder}/function.toml"
+    if not colon or not all(part.isidentifier() for part in [*module.split("."), attribute]):
+        raise SpecInvalid(spec_file, "handler", f"{handler[:80]!r}: write module:attribute, like handler:handle")
+    path = next((p for p in (f"{module.replace('.', '/')}.py", f"{module.replace('.', '/')}/__init__.py") if p in files), None)
+    if path is None:
+        raise SpecInvalid(spec_file, "handler", f"there is no {module.replace('.', '/')}.py in the folder")
+    file = f"{folder}/{path}"
+    try:
+        tree = ast.parse(files[path], filename=file)
+    except SyntaxError as error:
+        raise SpecInvalid(file, "", f"line {error.lineno or 1}: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SpecInvalid(file, "", f"line 1: cannot be parsed: {error}") from error
+    definition = _find(tree.body, attribute)
+    if isinstance(definition, ast.ClassDef):
+        definition = _find(definition.body, "handle")
+        if definition is None:
+            raise SpecInvalid(file, "", f"the class {attribute} has no handle(self, event, ctx)")
+    elif definition is None and not _assigned(tree.body, attribute):
+        raise SpecInvalid(
+            file, "", f'has no {attribute}; write `def {attribute}(event, ctx)`, or name another with handler = "module:attribute"'
+        )
+    if isinstance(definition, ast.AsyncFunctionDef) or (isinstance(definition, ast.FunctionDef) and _yields(definition)):
+        raise SpecInvalid(file, "", f"line {definition.lineno}: {_ASYNC}")
+
+
+def _find(body: list[ast.stmt], name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | None:
+    """The last definition of the name, also inside `if` and `try`."""
+    found = None
+    for node in _statements(body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
+            found = node
+    return found
+
+
+def _assigned(body: list[ast.stmt], name: str) -> bool:
+    """Whether the name comes from an assignment or an import: what it is shows when it is loaded."""
+    for node in _statements(body):
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        elif isinstance(node, ast.Import | ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+            return True
+        if any(isinstance(inner, ast.Name) and inner.id == name for target in targets for inner in ast.walk(target)):
+            return True
+    return False
+
+
+def _statements(body: list[ast.stmt]) -> list[ast.stmt]:
+    found = []
+    for node in body:
+        found.append(node)
+        for field in ("body", "orelse", "finalbody"):
+            if isinstance(node, ast.If | ast.Try | ast.With):
+                found += _statements(getattr(node, field, []))
+    return found
+
+
+def _yields(function: ast.FunctionDef) -> bool:
+    """Whether it is a generator; one that it defines inside does not count."""
+    todo: list[ast.AST] = list(function.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Yield | ast.YieldFrom):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            todo += ast.iter_child_nodes(node)
+    return False
