@@ -69,6 +69,13 @@ async def serve(
     `eager` builds environments and keeps sandboxes warm from the start; else the first event of a profile does.
     Raises ConfigInvalid, StateLocked, ServerFailed, BusUnavailable before `ready`.
     """
+    try:
+        await _serve(config, stop, ready, eager=eager, on_build=on_build or _log_build)
+    except BaseExceptionGroup as group:
+        raise _only(group) from group
+
+
+async def _serve(config: Config, stop: asyncio.Event, ready: Callable[[NodeInfo], None], *, eager: bool, on_build: OnBuild) -> None:
     missing = ["bus", "functions"]
     async with AsyncExitStack() as stack:
         stack.enter_context(_state_folder(config.state, config.node))
@@ -80,7 +87,7 @@ async def serve(
         url, token, store_bytes = await stack.enter_async_context(_bus_address(config))
         bus = await stack.enter_async_context(Bus.open(url, node=config.node))
         missing.remove("bus")
-        node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build))
+        node = await stack.enter_async_context(_Node.open(config, bus, on_build))
         await node.serve(functions, invalid, profiles, eager=eager, store_bytes=store_bytes)
         missing.remove("functions")
         info = NodeInfo(
@@ -176,6 +183,13 @@ def _dispatcher(config: Config, bus: Bus, pool: WorkerPool, usage: UsageRecords,
     outcomes = Outcomes(bus)
     attempts = Attempts(pool, table, node=config.node, bill_loading=prices.bill_loading, result_limit_bytes=outcomes.result_limit_bytes)
     return Dispatcher(attempts, outcomes, usage, captured)
+
+
+def _only(group: BaseException) -> BaseException:
+    """The one error that the parts on its way have wrapped in groups; a group of several stays one."""
+    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group
 
 
 # ---------------------------------------------------------------- the state folder, the bus, node.json

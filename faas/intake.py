@@ -98,12 +98,9 @@ class Intake:
     async def _handle(self, inlet: _Inlet, delivery: Delivery) -> None:
         try:
             await self._dispatcher.handle(delivery, inlet.function, partial(self._started, inlet, delivery))
-        except FaasError as error:
-            log.error("delivery.given_back", function=inlet.function.spec.name, subject=delivery.subject, error=str(error))
+        except FaasError:
             await delivery.nak(GIVEN_BACK_S)
-        except Exception:  # the invocation boundary: an error of ours ends one delivery, which comes again, and no other
-            log.exception("delivery.failed", function=inlet.function.spec.name, subject=delivery.subject)
-            await delivery.nak(GIVEN_BACK_S)
+            raise
         finally:
             self._heartbeats.discard(delivery)
             self._started(inlet, delivery)
@@ -141,8 +138,6 @@ class Intake:
         except Draining:
             if reply_to:
                 await self._bus.publish(reply_to, b"", head=_UNAVAILABLE)
-        except FaasError as error:
-            log.error("answer.failed", function=inlet.function.spec.name, error=str(error))
         finally:
             inlet.answering -= 1
 
@@ -154,7 +149,7 @@ class Intake:
             self._start(self._bus.publish(subject, body))
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = self._group.create_task(work)
+        task = self._group.create_task(_bounded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -176,3 +171,13 @@ class Intake:
             await asyncio.wait(self._tasks, timeout=ABORT_S)
         for task in self._tasks:
             task.cancel()
+
+
+async def _bounded(work: Coroutine[None, None, None]) -> None:
+    """The invocation boundary: an error of ours ends one delivery, which comes again, or one answer, and no other."""
+    try:
+        await work
+    except FaasError as error:
+        log.error("invocation.not_ended", error=str(error), code=error.code)
+    except Exception:
+        log.exception("invocation.not_ended")

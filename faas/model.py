@@ -212,7 +212,7 @@ class Invocation:
     @property
     def timeout_s(self) -> float:
         """The execution clock: the function's, or the event's where that is shorter; never negative."""
-        limit = self.function.spec.limits.timeout_s
+        limit = float(self.function.spec.limits.timeout_s)  # plain, as the wire takes it
         return limit if self.control.timeout_s is None else min(limit, self.control.timeout_s)
 
 

@@ -147,7 +147,7 @@ async def declare(bus: Bus, specs: Sequence[FunctionSpec], config: BusConfig, *,
 
 def _streams(events: list[str], config: BusConfig, store_bytes: int | None) -> list[StreamConfig]:
     def bounded(wanted: int, share: float) -> int:
-        return wanted if store_bytes is None else min(wanted, int(store_bytes * share))
+        return int(wanted) if store_bytes is None else min(int(wanted), int(store_bytes * share))
 
     replicas = config.replicas
     return [

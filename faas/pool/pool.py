@@ -271,7 +271,7 @@ class WorkerPool:
             handler=spec.handler,
             files=tuple(wire.File(file.path, file.data) for file in function.files),
             tags=dict(spec.tags),
-            result_limit_bytes=spec.limits.payload_bytes,
+            result_limit_bytes=int(spec.limits.payload_bytes),  # a plain int: a Size is no type of the wire
         )
 
     def _keep_warm(self, served: Served) -> None:
