@@ -1,0 +1,68 @@
+"""Options and payloads that several verbs share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from faas.errors import ConfigInvalid
+
+Nats = Annotated[str | None, Parameter(name="--nats", help="URL of the bus; else FAAS_NATS, else the node of --state.")]
+State = Annotated[Path, Parameter(name="--state", help="State folder of the node.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+Data = Annotated[str | None, Parameter(help="The payload: text, @FILE, or - for standard input.", allow_leading_hyphen=True)]
+Header = Annotated[tuple[str, ...], Parameter(name="--header", help="K=V, may be given several times.", negative="")]
+
+DEFAULT_STATE = Path(".faas")
+
+
+def payload(data: str | None) -> tuple[bytes, str]:
+    """(body, content type): JSON where it parses as JSON, else text; a file by its extension. Raises ConfigInvalid."""
+    if data is None:
+        return b"", ""
+    if data == "-":
+        return _guessed(sys.stdin.buffer.read())
+    if data.startswith("@"):
+        try:
+            body = Path(data[1:]).read_bytes()
+        except OSError as error:
+            raise ConfigInvalid(f"{data[1:]} cannot be read: {error.strerror}") from error
+        return body, mimetypes.guess_type(data[1:])[0] or "application/octet-stream"
+    return _guessed(data.encode())
+
+
+def _guessed(body: bytes) -> tuple[bytes, str]:
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return body, "text/plain"
+    return body, "application/json"
+
+
+def headers(pairs: tuple[str, ...], content_type: str) -> dict[str, str]:
+    """`--header K=V` as a dict, with the payload's content type where none was given. Raises ConfigInvalid."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip() or any(ch.isspace() or ch == ":" for ch in name.strip()):
+            raise ConfigInvalid(f"--header {pair!r}: write K=V, like --header ce-type=picture")
+        found[name.strip()] = value.strip()
+    if content_type and "content-type" not in {name.lower() for name in found}:
+        found["Content-Type"] = content_type
+    return found
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_body(body: bytes) -> None:
+    """A result as it is, and the end of its line."""
+    sys.stdout.buffer.write(body if body.endswith(b"\n") else body + b"\n")
+    sys.stdout.buffer.flush()

@@ -1,0 +1,27 @@
+"""How a node logs: readable lines on a terminal, JSON lines elsewhere, always to stderr. Knows no part of the node."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+
+def set_up_logging(*, debug: bool = False, quiet: bool = False) -> None:
+    """Configure structlog once, for the whole process. `quiet` leaves errors alone."""
+    level = logging.ERROR if quiet else logging.DEBUG if debug else logging.INFO
+    terminal = sys.stderr.isatty()
+    renderer: structlog.types.Processor = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    processors: list[structlog.types.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([] if terminal else [structlog.processors.format_exc_info]),
+        renderer,
+    ]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
