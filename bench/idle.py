@@ -1,6 +1,7 @@
 """What does a node cost that does nothing? Processor time of an idle node with ten functions, each of which has run once.
 
-From /proc/PID/stat (user and system), over all its processes, the node's own, and the nats-server's.
+In percent of one core over all its processes, the node's own, and the nats-server's: from /proc/PID/stat, whose tick of
+10 ms hides a node that wakes briefly, and from the scheduler's nanoseconds, which count for the goal where they are more.
 """
 
 from __future__ import annotations
@@ -42,13 +43,20 @@ def share(node: measure.Node, seconds: float) -> list[dict[str, Figure]]:
         "nats-server": servers,
         "zygotes and workers": [pid for pid in members if pid != node.pid and pid not in servers],
     }
-    before = {pid: measure.cpu_s(pid) for pid in members}
+    before = {pid: (measure.cpu_s(pid), measure.scheduled_s(pid)) for pid in members}
     began = time.monotonic()
     time.sleep(seconds)
-    after = {pid: max(measure.cpu_s(pid), before[pid]) for pid in members}
+    used = {pid: (measure.cpu_s(pid) - before[pid][0], measure.scheduled_s(pid) - before[pid][1]) for pid in members}
     elapsed = time.monotonic() - began
+    if gone := set(members) - set(measure.family(node.pid)):
+        raise RuntimeError(f"{len(gone)} processes ended while they were measured: the node was not idle")
     return [
-        {"what": what, "processes": len(pids), "percent_of_a_core": 100 * sum(after[pid] - before[pid] for pid in pids) / elapsed}
+        {
+            "what": what,
+            "processes": len(pids),
+            "stat_percent": 100 * sum(used[pid][0] for pid in pids) / elapsed,
+            "scheduler_percent": 100 * sum(used[pid][1] for pid in pids) / elapsed,
+        }
         for what, pids in groups.items()
     ]
 
@@ -67,7 +75,14 @@ def measured(settings: argparse.Namespace) -> list[dict[str, Figure]]:
 def main() -> None:
     settings = measure.arguments(__doc__ or "", seconds=20.0, functions=10)
     rows = measured(settings)
-    goals = [Goal("an idle node, all its processes", float(rows[0]["percent_of_a_core"]), 1.0, unit=" % of a core")]
+    goals = [
+        Goal(
+            "an idle node, all its processes",
+            max(float(rows[0]["stat_percent"]), float(rows[0]["scheduler_percent"])),
+            1.0,
+            unit=" % of a core",
+        )
+    ]
     measure.report(f"Idle: a node with {settings.functions} functions that does nothing", rows, goals, settings=settings)
 
 

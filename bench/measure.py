@@ -252,6 +252,17 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def scheduled_s(pid: int) -> float:
+    """Processor time of a process in the scheduler's nanoseconds, over its living threads; `cpu_s` cannot see below its tick of 10 ms."""
+    total = 0
+    try:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            total += int((thread / "schedstat").read_text().split()[0])
+    except OSError:
+        return total / 1e9
+    return total / 1e9
+
+
 def private_bytes(pid: int) -> int:
     """Memory of a process that it shares with no other, dirty or clean."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
