@@ -61,49 +61,47 @@ class NodeInfo(Struct, frozen=True, kw_only=True):
     functions: tuple[str, ...]
 
 
-async def serve(
-    config: Config, stop: asyncio.Event, ready: Callable[[NodeInfo], None], *, eager: bool = True, on_build: OnBuild | None = None
-) -> None:
-    """Run a node until `stop` is set, then drain it. `ready` is called once, when every function is served.
+async def serve(config: Config, stop: asyncio.Event, ready: Callable[[NodeInfo], None]) -> None:
+    """Run a node until `stop` is set, then drain it. `ready` is called once, when every function is served. Raises as `running` does."""
+    async with running(config) as info:
+        ready(info)
+        await stop.wait()
+        log.info("node.draining", node=config.node)
+
+
+@asynccontextmanager
+async def running(config: Config, *, eager: bool = True, on_build: OnBuild | None = None) -> AsyncIterator[NodeInfo]:
+    """A node that serves while the block runs, and drains when it is left. A part that fails ends the block.
 
     `eager` builds environments and keeps sandboxes warm from the start; else the first event of a profile does.
-    Raises ConfigInvalid, StateLocked, ServerFailed, BusUnavailable before `ready`.
+    Raises ConfigInvalid, StateLocked, ServerFailed, BusUnavailable before the block.
     """
+    missing = ["bus", "functions"]
     try:
-        await _serve(config, stop, ready, eager=eager, on_build=on_build or _log_build)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(_state_folder(config.state, config.node))
+            http = await stack.enter_async_context(HealthServer.open(*config.http_address, ready=lambda: list(missing)))
+            profiles, broken = await asyncio.to_thread(load_profiles, config.runtimes)
+            for error in broken:
+                log.error("profile.invalid", error=str(error))
+            functions, invalid = await asyncio.to_thread(read_functions, config.functions, profiles)
+            url, token, store_bytes = await stack.enter_async_context(_bus_address(config))
+            bus = await stack.enter_async_context(Bus.open(url, node=config.node))
+            missing.remove("bus")
+            node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build))
+            await node.serve(functions, invalid, profiles, eager=eager, store_bytes=store_bytes)
+            missing.remove("functions")
+            info = _info(config, url, token, http.url, node.reports)
+            stack.enter_context(_node_file(config.state / "node.json", info))
+            yield info
+            missing.append("nothing: the node stops")
     except BaseExceptionGroup as group:
         raise _only(group) from group
 
 
-async def _serve(config: Config, stop: asyncio.Event, ready: Callable[[NodeInfo], None], *, eager: bool, on_build: OnBuild) -> None:
-    missing = ["bus", "functions"]
-    async with AsyncExitStack() as stack:
-        stack.enter_context(_state_folder(config.state, config.node))
-        http = await stack.enter_async_context(HealthServer.open(*config.http_address, ready=lambda: list(missing)))
-        profiles, broken = await asyncio.to_thread(load_profiles, config.runtimes)
-        for error in broken:
-            log.error("profile.invalid", error=str(error))
-        functions, invalid = await asyncio.to_thread(read_functions, config.functions, profiles)
-        url, token, store_bytes = await stack.enter_async_context(_bus_address(config))
-        bus = await stack.enter_async_context(Bus.open(url, node=config.node))
-        missing.remove("bus")
-        node = await stack.enter_async_context(_Node.open(config, bus, on_build))
-        await node.serve(functions, invalid, profiles, eager=eager, store_bytes=store_bytes)
-        missing.remove("functions")
-        info = NodeInfo(
-            node=config.node,
-            pid=os.getpid(),
-            nats=url,
-            token=token,
-            http=http.url,
-            pool="process",
-            functions=tuple(report.name for report in node.reports if report.state == "ready"),
-        )
-        stack.enter_context(_node_file(config.state / "node.json", info))
-        ready(info)
-        await stop.wait()
-        missing.append("the node stops")
-        log.info("node.draining", node=config.node)
+def _info(config: Config, url: str, token: str, http: str, reports: list[FunctionReport]) -> NodeInfo:
+    names = tuple(report.name for report in reports if report.state == "ready")
+    return NodeInfo(node=config.node, pid=os.getpid(), nats=url, token=token, http=http, pool="process", functions=names)
 
 
 class _Node:

@@ -35,19 +35,19 @@ PAUSE_S = 0.1
 SOURCE = "/faas/client"
 
 
-class _NodeFile(Struct):
+class _NodeFile(Struct, frozen=True):
     nats: str
 
 
-class _Metadata(Struct):
+class _Metadata(Struct, frozen=True):
     node: str = ""
 
 
-class _Info(Struct):
+class _Info(Struct, frozen=True):
     metadata: _Metadata = _Metadata()
 
 
-class _Ack(Struct):
+class _Ack(Struct, frozen=True):
     stream: str = ""
     error: dict[str, Any] | None = None
 

@@ -25,12 +25,7 @@ def publish(
     state: State = DEFAULT_STATE,
     json: Json = False,
 ) -> int:
-    """Publish an event.
-
-    Example: faas publish demo.hello '{"name": "Ada"}' --wait
-
-    Exits 1 where nothing takes the subject, or, with --wait, where a function ended as anything but succeeded.
-    """
+    """Publish an event."""
     body, content_type = payload(data)
     return asyncio.run(_publish(subject, body, headers(header, content_type), id=id, wait=wait, bus=(nats, state), as_json=json))
 
@@ -99,12 +94,7 @@ def invoke(
     state: State = DEFAULT_STATE,
     json: Json = False,
 ) -> int:
-    """Run one function and print its result.
-
-    Example: faas invoke hello '{"name": "Ada"}'
-
-    A failure prints outcome, code and message to standard error and exits 1.
-    """
+    """Run one function and print its result."""
     if stream:
         raise ConfigInvalid("--stream is not supported yet; leave it out to wait for the whole result")
     body, content_type = payload(data)

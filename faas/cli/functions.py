@@ -20,12 +20,7 @@ def functions(
     state: State = DEFAULT_STATE,
     json: Json = False,
 ) -> int:
-    """List the functions of all nodes.
-
-    Example: faas functions --json
-
-    `invalid` functions are listed with the file and key that are wrong; the others serve all the same.
-    """
+    """List the functions of all nodes."""
     reports = asyncio.run(_reports(nats, state))
     if name is not None:
         reports = [report for report in reports if report.name == name]

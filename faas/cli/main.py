@@ -16,15 +16,39 @@ app = App(
     help_format="plaintext",
     result_action="return_value",
 )
-app.command("faas.cli.node:up", name="up", help="Run a node in the foreground, until SIGINT or SIGTERM.")
-app.command("faas.cli.demo:demo", name="demo", help="Start a node on a scratch folder, run the example events, show what they used, stop.")
-app.command(
-    "faas.cli.events:publish", name="publish", help="Publish an event; --wait prints the outcome of every function that it sets off."
-)
-app.command("faas.cli.events:invoke", name="invoke", help="Run one function and print its result.")
-app.command("faas.cli.functions:functions", name="functions", help="List the functions of all nodes, the invalid ones with what is wrong.")
-app.command("faas.cli.environments:lock", name="lock", help="Resolve a profile's requirements.in to a hash-locked requirements.lock.")
-app.command("faas.cli.environments:build", name="build", help="Build the environment of a profile from its lock.")
+HELP = {
+    "faas.cli.node:up": """Run a node in the foreground, until SIGINT or SIGTERM.
+
+The first signal drains it: what runs may finish, what waits goes back to the bus. A second one kills it.
+
+Example: faas up --bus 127.0.0.1:0 --http 127.0.0.1:0""",
+    "faas.cli.demo:demo": """Start a node on a scratch folder, run the example events, show what each used, stop.
+
+Example: faas demo --only hello""",
+    "faas.cli.events:publish": """Publish an event; --wait prints the outcome of every function that it sets off.
+
+Exits 1 where nothing takes the subject, or, with --wait, where a function ended as anything but succeeded.
+
+Example: faas publish demo.hello '{"name": "Ada"}' --wait""",
+    "faas.cli.events:invoke": """Run one function and print its result.
+
+A failure prints outcome, code and message to standard error and exits 1.
+
+Example: faas invoke hello '{"name": "Ada"}'""",
+    "faas.cli.functions:functions": """List the functions of all nodes, the invalid ones with what is wrong.
+
+Example: faas functions --json""",
+    "faas.cli.environments:lock": """Resolve a profile's requirements.in to a hash-locked requirements.lock.
+
+Example: faas lock ai""",
+    "faas.cli.environments:build": """Build the environment of a profile from its lock, in the state folder.
+
+Example: faas build standard""",
+}
+"""Here and not in the verbs' modules, which `faas --help` would have to import."""
+
+for target, text in HELP.items():
+    app.command(target, name=target.rpartition(":")[2], help=text)
 
 USAGE, FAILED = 2, 1
 

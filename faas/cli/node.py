@@ -35,12 +35,7 @@ def up(
     node: Annotated[str | None, Parameter(help="Name of the node; default HOST-RANDOM, kept in the state folder.")] = None,
     verbose: Annotated[bool, Parameter(negative="", help="Log every finished invocation.")] = False,
 ) -> int:
-    """Run a node in the foreground.
-
-    Example: faas up --bus 127.0.0.1:0 --http 127.0.0.1:0
-
-    The first SIGINT or SIGTERM drains it: what runs may finish, what waits goes back to the bus. A second one kills it.
-    """
+    """Run a node in the foreground."""
     for option, given, known, later in (
         ("--pool", pool, ("process",), ("docker", "simulated")),
         ("--environments", environments, ("build",), ("current",)),
