@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FIRST = "hello"
 RESULT_CHARACTERS = 60
+WIDTH = 160
+"""Of the table where it goes into a file or a pipe."""
 OUTCOME_S = 1800.0
 """The first event of a profile waits for its environment: minutes on a slow network."""
 
@@ -115,7 +117,7 @@ async def _run_all(url: str, folder: Path, runtimes: Path, only: str | None, say
                 rows.append(Row(report.name, "invalid", "", report.error, {}, {}, ""))
                 continue
             rows.append(await _run(client, report, sources[report.name]))
-            say(f"{report.name}: {rows[-1].outcome} {rows[-1].detail or rows[-1].result}".rstrip())
+            say(f"{report.name}: {rows[-1].outcome} {_short(rows[-1])}".rstrip())
     return rows
 
 
@@ -180,7 +182,11 @@ def _print_table(rows: list[Row]) -> None:
             if usage
             else ["", "", ""]
         )
-        text = row.detail or row.result
-        short = text if len(text) <= RESULT_CHARACTERS else f"{text[:RESULT_CHARACTERS]}..."
-        table.add_row(row.function, row.outcome, row.phases.get("start", ""), *times, *used, short)
-    Console().print(table)
+        table.add_row(row.function, row.outcome, row.phases.get("start", ""), *times, *used, _short(row))
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=WIDTH).print(table)
+
+
+def _short(row: Row) -> str:
+    text = row.detail or row.result
+    return text if len(text) <= RESULT_CHARACTERS else f"{text[:RESULT_CHARACTERS]}..."
