@@ -15,17 +15,18 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from faas.environments.installer import InstallerFailed, find_sources, find_uv, run_uv
+from faas.environments.installer import InstallerFailed, Sources, find_sources, find_uv, run_uv
 from faas.environments.interpreter import Interpreter, find_interpreter
-from faas.environments.lockfile import LockFile, lock_path, read_lock, source_path
+from faas.environments.lockfile import LockFile, Pin, lock_path, read_lock, source_path
 from faas.errors import EnvironmentFailed
 from faas.model import Environment, RuntimeProfile
 
@@ -99,7 +100,8 @@ class Builder:
         async with self._alone(profile, digest, report):
             built = self._read(profile, digest)
             if built is None:
-                built = await _Build(profile, interpreter, lock, digest, self._folder, report).run(self._uv or find_uv(profile.name))
+                build = _Build(profile=profile, interpreter=interpreter, lock=lock, digest=digest, folder=self._folder, report=report)
+                built = await build.run(self._uv or find_uv(profile.name))
         report("ready")
         return built
 
@@ -135,41 +137,47 @@ class Builder:
                 os.close(file)
 
 
+@dataclass(slots=True, kw_only=True)
 class _Build:
-    """One build, whose steps share what they know."""
+    """One build, whose steps share what they know. `folder` is where its environment will stand."""
 
-    def __init__(
-        self, profile: RuntimeProfile, interpreter: Interpreter, lock: LockFile, digest: str, folder: Path, report: Callable[[str], None]
-    ) -> None:
-        self._profile, self._interpreter, self._lock, self._digest = profile, interpreter, lock, digest
-        self._folder, self._report = folder, report
+    profile: RuntimeProfile
+    interpreter: Interpreter
+    lock: LockFile
+    digest: str
+    folder: Path
+    report: Callable[[str], None]
 
     async def run(self, uv: str) -> Environment:
         """Raises EnvironmentFailed; then, and when cancelled, nothing is left."""
-        place = self._folder / f"{BUILDING_PREFIX}{self._digest}-{secrets.token_hex(4)}"
+        place = self.folder / f"{BUILDING_PREFIX}{self.digest}-{secrets.token_hex(4)}"
+        sources = await find_sources(self.lock.pins, self.interpreter)
         try:
-            await self._install(uv, place)
-            return await asyncio.to_thread(self._complete, place)
+            await self._install(uv, place, sources)
+            await asyncio.to_thread(shutil.rmtree, self.folder / self.digest, ignore_errors=True)  # one whose interpreter is gone
+            size_bytes = await asyncio.to_thread(_size_bytes, place)
+            return self._complete(place, size_bytes)
         except InstallerFailed as error:
-            raise EnvironmentFailed(self._profile.name, explain(error.output, self._profile, self._interpreter)) from error
+            raise EnvironmentFailed(
+                self.profile.name, explain(error.output, self.profile, self.interpreter, absent=sources.absent)
+            ) from error
         except OSError as error:
-            raise _cannot_write(self._profile, self._folder, error) from error
+            raise _cannot_write(self.profile, self.folder, error) from error
         finally:
             if place.exists():  # it was not renamed
                 await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
 
-    async def _install(self, uv: str, place: Path) -> None:
-        self._report("creating")
+    async def _install(self, uv: str, place: Path, sources: Sources) -> None:
+        self.report("creating")
         await run_uv(
             uv,
-            ("venv", "--quiet", "--no-project", "--relocatable", "--python", self._interpreter.executable, str(place)),
-            folder=self._folder,
+            ("venv", "--quiet", "--no-project", "--relocatable", "--python", self.interpreter.executable, str(place)),
+            folder=self.folder,
         )
-        sources = await find_sources(self._lock.pins, self._interpreter)
-        self._report("resolving")
+        self.report("resolving")
         # Installed from a copy: the digest is of these bytes, and the file may be edited meanwhile.
         locked = place / "requirements.lock"
-        locked.write_bytes(self._lock.data)
+        locked.write_bytes(self.lock.data)
         arguments = (
             "pip",
             "sync",
@@ -179,30 +187,31 @@ class _Build:
             "--compile-bytecode",
             "--allow-empty-requirements",
         )
-        await run_uv(uv, (*arguments, *sources.arguments, str(locked)), folder=self._folder, on_line=self._hear)
+        await run_uv(uv, (*arguments, *sources.arguments, str(locked)), folder=self.folder, on_line=self._hear)
 
     def _hear(self, line: str) -> None:
         """uv's messages as phases."""
         downloading = _DOWNLOADING.match(line.strip())
         if downloading is not None:
-            self._report(f"downloading {downloading[1]} ({downloading[2]})")
+            self.report(f"downloading {downloading[1]} ({downloading[2]})")
         elif (phase := _PHASES.get(line.partition(" ")[0])) is not None:
-            self._report(phase)
+            self.report(phase)
 
-    def _complete(self, place: Path) -> Environment:
-        """Record what was built and give it its name: the moment from which it exists."""
-        final = self._folder / self._digest
-        environment = Environment(
-            profile=self._profile.name, digest=self._digest, python=str(final / "bin" / "python"), size_bytes=_size_bytes(place)
-        )
+    def _complete(self, place: Path, size_bytes: int) -> Environment:
+        """Record what was built and give it its name: the moment from which it exists.
+
+        On the loop, not in a thread: one that outlived a cancellation would rename what is being deleted.
+        """
+        final = self.folder / self.digest
+        python = str(final / "bin" / "python")
+        environment = Environment(profile=self.profile.name, digest=self.digest, python=python, size_bytes=size_bytes)
         (place / RECORD_FILE).write_bytes(msgspec.json.encode(environment))
-        shutil.rmtree(final, ignore_errors=True)  # one whose interpreter has been uninstalled
         place.rename(final)
         return environment
 
 
-def explain(output: str, profile: RuntimeProfile, interpreter: Interpreter) -> str:
-    """uv's last lines, and before them one sentence: what is wrong and what to do."""
+def explain(output: str, profile: RuntimeProfile, interpreter: Interpreter, *, absent: Sequence[Pin] = ()) -> str:
+    """uv's last lines, and before them one sentence: what is wrong and what to do. `absent` lies in none of the machine's folders of wheels."""
     lock = lock_path(profile).name
     here = f"Python {interpreter.version} on {interpreter.platform}"
     uncovered = re.search(r"(?:Because\s+)?([A-Za-z0-9][\w.-]*)(?:\{[^}]*\})?==(\S+)\s+has\s+no\s+wheels\s+with\s+a\s+matching", output)
@@ -218,6 +227,12 @@ def explain(output: str, profile: RuntimeProfile, interpreter: Interpreter) -> s
         sentence = (
             f"the file of {mismatch[1]} that was found for {here} is none that {lock} allows; "
             f"where you trust its source, type: faas lock {profile.name}"
+        )
+    elif network is not None and absent:
+        named = ", ".join(f"{pin.name} {pin.version}" for pin in absent)
+        sentence = (
+            f"no find-links folder of pip has {named} for {here}, and the index that has it did not answer; "
+            "check the network, or run the node on a Python whose wheel lies in such a folder"
         )
     elif network is not None:
         sentence = "a package index did not answer; check the network (or pip's find-links folders) and try again"

@@ -198,14 +198,15 @@ def fits(file_name: str, pin: Pin, interpreter: Interpreter) -> bool:
 
 
 def plain_name(name: str) -> str:
+    """A package's name as indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 class Sources(msgspec.Struct, frozen=True):
-    """Where wheels come from besides the package index: arguments of uv, and the folders among them."""
+    """Where wheels come from besides the package index, as arguments of uv; and the pins that no folder of this machine has."""
 
     arguments: tuple[str, ...] = ()
-    folders: tuple[Path, ...] = ()
+    absent: tuple[Pin, ...] = ()
 
 
 async def find_sources(pins: Sequence[Pin], interpreter: Interpreter) -> Sources:
@@ -217,6 +218,7 @@ async def find_sources(pins: Sequence[Pin], interpreter: Interpreter) -> Sources
     if not local or not interpreter.platform.startswith("linux"):
         return Sources()
     folders = await wheel_folders(os.environ)
-    if all(has_wheel(folders, pin, interpreter) for pin in local):
-        return Sources(tuple(word for folder in folders for word in ("--find-links", str(folder))), tuple(folders))
-    return Sources(TORCH_INDEX)
+    absent = tuple(pin for pin in local if not has_wheel(folders, pin, interpreter))
+    if absent:
+        return Sources(TORCH_INDEX, absent)
+    return Sources(tuple(word for folder in folders for word in ("--find-links", str(folder))))

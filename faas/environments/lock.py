@@ -13,13 +13,14 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from faas.environments.build import explain
-from faas.environments.installer import InstallerFailed, Sources, find_sources, find_uv, run_uv
+from faas.environments.installer import InstallerFailed, Sources, find_sources, find_uv, plain_name, run_uv
 from faas.environments.interpreter import Interpreter, find_interpreter
 from faas.environments.lockfile import (
     DOWNLOAD_KEY,
@@ -75,7 +76,7 @@ def parse_source(text: str) -> Source:
         if pin is None:
             continue
         if written := tuple(_HASH.findall(line)):
-            hashes[_plain(pin[1]), pin[2]] = written
+            hashes[plain_name(pin[1]), pin[2]] = written
         if "+" in pin[2]:
             local.append(Pin(pin[1], pin[2]))
     return Source("\n".join(lines) + "\n", hashes, tuple(local))
@@ -95,12 +96,12 @@ async def lock(profile: RuntimeProfile) -> LockReport:
     sources = await find_sources(source.local, interpreter)
     try:
         with tempfile.TemporaryDirectory(prefix="faas-lock-") as scratch:
-            resolution = _Resolution(profile, interpreter, sources, uv, Path(scratch))
+            resolution = _Resolution(profile=profile, interpreter=interpreter, sources=sources, uv=uv, scratch=Path(scratch))
             body = _with_hashes(profile, await resolution.compile(source.text), source)
             size_bytes, unsized = await resolution.measure(body)
     except InstallerFailed as error:
-        raise EnvironmentFailed(profile.name, explain(error.output, profile, interpreter)) from error
-    data = (_header(profile, interpreter, digest, size_bytes, unsized) + body).encode()
+        raise EnvironmentFailed(profile.name, explain(error.output, profile, interpreter, absent=sources.absent)) from error
+    data = (_header(profile, interpreter, digest=digest, size_bytes=size_bytes, unsized=unsized) + body).encode()
     changed = await asyncio.to_thread(_replace, profile, data)
     return LockReport(
         profile=profile.name,
@@ -112,19 +113,22 @@ async def lock(profile: RuntimeProfile) -> LockReport:
     )
 
 
+@dataclass(slots=True, kw_only=True)
 class _Resolution:
-    """Two runs of uv over the same sources."""
+    """Two runs of uv over the same sources, in an empty folder `scratch`."""
 
-    def __init__(self, profile: RuntimeProfile, interpreter: Interpreter, sources: Sources, uv: str, scratch: Path) -> None:
-        self._profile, self._interpreter, self._uv, self._scratch = profile, interpreter, uv, scratch
-        self._sources = sources
+    profile: RuntimeProfile
+    interpreter: Interpreter
+    sources: Sources
+    uv: str
+    scratch: Path
 
     async def compile(self, requirements: str) -> str:
         """The lock's lines. They hold for the profile's Python, or from the lowest that this package runs on, and for all platforms."""
         requirements_file = self._write("requirements.in", requirements + "\n".join(WORKER_REQUIREMENTS) + "\n")
-        overrides = overrides_path(self._profile)
-        lowest = self._profile.python or ".".join(map(str, LOWEST_PYTHON))
-        output = self._scratch / "requirements.lock"
+        overrides = overrides_path(self.profile)
+        lowest = self.profile.python or ".".join(map(str, LOWEST_PYTHON))
+        output = self.scratch / "requirements.lock"
         await self._compile(
             *("--universal", "--python-version", lowest, "--generate-hashes", "--no-annotate"),
             *(("--override", str(overrides)) if overrides.exists() else ()),
@@ -135,9 +139,9 @@ class _Resolution:
     async def measure(self, body: str) -> tuple[int, tuple[str, ...]]:
         """Bytes to download on SIZED_PLATFORM, and the packages whose size nobody tells. Source: file sizes of PEP 751 (pylock.toml)."""
         pins = re.sub(r"\s*\\$", "", re.sub(r"^\s+--hash=.*\n?", "", body, flags=re.MULTILINE), flags=re.MULTILINE)
-        pins_file, output = self._write("pins.in", pins), self._scratch / "pylock.toml"
+        pins_file, output = self._write("pins.in", pins), self.scratch / "pylock.toml"
         await self._compile(
-            *("--no-deps", "--python-platform", SIZED_PLATFORM, "--python-version", self._interpreter.version),
+            *("--no-deps", "--python-platform", SIZED_PLATFORM, "--python-version", self.interpreter.version),
             *("--format", "pylock.toml", str(pins_file), "-o", str(output)),
         )
         sizes = {
@@ -147,13 +151,13 @@ class _Resolution:
 
     async def _compile(self, *arguments: str) -> None:
         await run_uv(
-            self._uv,
-            ("pip", "compile", "--quiet", "--no-header", "--python", self._interpreter.executable, *self._sources.arguments, *arguments),
-            folder=self._scratch,
+            self.uv,
+            ("pip", "compile", "--quiet", "--no-header", "--python", self.interpreter.executable, *self.sources.arguments, *arguments),
+            folder=self.scratch,
         )
 
     def _write(self, name: str, text: str) -> Path:
-        path = self._scratch / name
+        path = self.scratch / name
         path.write_text(text, encoding="utf-8")
         return path
 
@@ -180,7 +184,7 @@ def _with_hashes(profile: RuntimeProfile, body: str, source: Source) -> str:
     blocks: list[str] = []
     for block in re.split(r"^(?=\S)", body, flags=re.MULTILINE):
         pin = _LOCKED_LINE.match(block)
-        written = missing.pop((_plain(pin[1]), pin[2]), ()) if pin is not None else ()
+        written = missing.pop((plain_name(pin[1]), pin[2]), ()) if pin is not None else ()
         if not written:
             blocks.append(block)
             continue
@@ -195,7 +199,7 @@ def _with_hashes(profile: RuntimeProfile, body: str, source: Source) -> str:
     return "".join(blocks)
 
 
-def _header(profile: RuntimeProfile, interpreter: Interpreter, digest: str, size_bytes: int, unsized: tuple[str, ...]) -> str:
+def _header(profile: RuntimeProfile, interpreter: Interpreter, *, digest: str, size_bytes: int, unsized: tuple[str, ...]) -> str:
     without = f", without {' '.join(unsized)}" if unsized else ""
     return (
         f"# Made by `faas lock {profile.name}` from {source_path(profile).name}: edit that file and type it again.\n"
@@ -216,7 +220,3 @@ def _replace(profile: RuntimeProfile, data: bytes) -> bool:
     except OSError as error:
         raise EnvironmentFailed(profile.name, f"{path} cannot be written: {error.strerror}") from error
     return True
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -207,3 +207,10 @@ def test_a_failed_build_says_first_what_to_do_and_then_what_uv_said(output: str,
 
     assert detail.startswith(sentence) or sentence in detail.partition("\n")[0]
     assert detail.endswith(output)
+
+
+def test_a_wheel_that_is_nowhere_to_be_had_is_named() -> None:
+    """On a closed machine the lock's file for another Python is out of reach, which uv's words about an index do not say."""
+    detail = explain("  cause: Failed to fetch: the index", PROFILE, PY311, absent=(Pin("torch", "2.13.0+cpu"),))
+
+    assert "no find-links folder of pip has torch 2.13.0+cpu for Python 3.11 on linux-x86_64" in detail
