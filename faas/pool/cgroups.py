@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import structlog
 log = structlog.get_logger()
 
 MOUNT = Path("/sys/fs/cgroup")
+PREFIX = "faas-"
+"""Of a node's own group, with its name and pid behind: the group of a pid that is no more is swept."""
 CPU_PERIOD_US = 100_000
 CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
 """Our word for a limit -> the kernel's controller."""
@@ -23,6 +26,7 @@ class Group:
 
     folders: dict[str, Path]
     unified: bool
+    owner: Cgroups
 
     def add(self, pid: int) -> None:
         """Put a process into it, and all that it starts from now on."""
@@ -59,15 +63,12 @@ class Group:
 
     def remove(self) -> bool:
         """Delete it; False while a process of it has not quite ended."""
-        gone = True
-        for folder in dict.fromkeys(self.folders.values()):
-            try:
-                folder.rmdir()
-            except FileNotFoundError:
-                pass
-            except OSError:
-                gone = False
-        return gone
+        left = [folder for folder in dict.fromkeys(self.folders.values()) if not _remove(folder)]
+        return not left
+
+    def discard(self) -> None:
+        """Its worker has ended: delete it now, or with the next one that ends."""
+        self.owner.discard(self)
 
 
 @dataclass(slots=True)
@@ -76,20 +77,23 @@ class Cgroups:
 
     roots: dict[str, Path] = field(default_factory=dict)
     unified: bool = False
+    _ended: list[Group] = field(default_factory=list)
 
     @classmethod
     def open(cls, node: str) -> Cgroups:
-        """Find what is writable here, and remove what a node of this name left behind."""
+        """Find what is writable here, and remove what nodes that are no more left behind."""
         for unified in (False, True):
             roots = {}
             for limit, controller in CONTROLLERS.items():
                 folder = _own_folder(controller, unified=unified)
-                if folder is not None and _make(folder / f"faas-{node}", controller, unified=unified):
-                    roots[limit] = folder / f"faas-{node}"
+                if folder is None:
+                    continue
+                _sweep_dead_nodes(folder)
+                own = folder / f"{PREFIX}{node}.{os.getpid()}"
+                if _make(own, controller, unified=unified):
+                    roots[limit] = own
             if roots:
-                found = cls(roots, unified)
-                found._sweep()
-                return found
+                return cls(roots, unified)
         return cls()
 
     @property
@@ -106,21 +110,42 @@ class Cgroups:
         except OSError as error:
             log.warning("cgroup.failed", worker=worker, error=str(error))
             return None
-        return Group(folders, self.unified) if folders else None
+        return Group(folders, self.unified, self) if folders else None
+
+    def discard(self, group: Group) -> None:
+        """Delete a group, and those whose last process had not quite ended when they were discarded."""
+        self._ended = [ended for ended in (*self._ended, group) if not ended.remove()]
 
     def close(self) -> None:
-        """Remove the node's own group; what is not empty stays for the next start."""
-        self._sweep()
+        """Kill whatever is left in the node's groups and remove them; what does not go at once is left to the next node."""
         for root in dict.fromkeys(self.roots.values()):
-            with contextlib.suppress(OSError):
-                root.rmdir()
+            _sweep_node(root)
 
-    def _sweep(self) -> None:
-        for root in dict.fromkeys(self.roots.values()):
-            for folder in root.iterdir():
-                if folder.is_dir():
-                    with contextlib.suppress(OSError):
-                        folder.rmdir()
+
+def _sweep_dead_nodes(folder: Path) -> None:
+    for node in folder.glob(f"{PREFIX}*.*"):
+        pid = node.name.rpartition(".")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            _sweep_node(node)
+
+
+def _sweep_node(node: Path) -> None:
+    with contextlib.suppress(OSError):
+        for group in [*(folder for folder in node.iterdir() if folder.is_dir()), node]:
+            for pid in (group / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            _remove(group)
+
+
+def _remove(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def _own_folder(controller: str, *, unified: bool) -> Path | None:

@@ -41,19 +41,27 @@ Welcome = Callable[[Caller], asyncio.Protocol | None]
 
 async def listen(directory: Path, welcome: Welcome) -> asyncio.AbstractServer:
     """Make the directory, 0700, and listen in it."""
-    directory.mkdir(mode=0o700)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening = _bind(directory)
     try:
-        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            listening.bind(f"/proc/self/fd/{folder}/{wire.SOCKET_NAME}")  # the path itself may be longer than an address holds
-        finally:
-            os.close(folder)
-        listening.setblocking(False)
         return await asyncio.get_running_loop().create_unix_server(lambda: _Greeting(welcome), sock=listening)
     except BaseException:
         listening.close()
         raise
+
+
+def _bind(directory: Path) -> socket.socket:
+    directory.mkdir(mode=0o700)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.setblocking(False)
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        listening.bind(f"/proc/self/fd/{folder}/{wire.SOCKET_NAME}")  # the path itself may be longer than an address holds
+    except BaseException:
+        listening.close()
+        raise
+    finally:
+        os.close(folder)
+    return listening
 
 
 class Receiver(Protocol):

@@ -115,7 +115,7 @@ class Stream(asyncio.Protocol):
             self._loop.call_later(FLOOD_PAUSE_S, self._resume)
 
     def _resume(self) -> None:
-        if self._ended:
+        if self._ended or self._transport.is_closing():
             return
         if self._lines:
             self._hand_on()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -58,11 +58,19 @@ class Context:
     tags: Mapping[str, str] = field(default_factory=dict)
     invocation_id: str = ""
     attempt: int = 0
-    event: Event | None = None
     device: str = "cpu"
     gpu: None = None
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("faas"))
     _deadline_monotonic: float | None = None
+    _make_event: Callable[[], Event] | None = None
+    _event: Event | None = None
+
+    @property
+    def event(self) -> Event | None:
+        """The whole event; made when it is first asked for, since most handlers never look."""
+        if self._event is None and self._make_event is not None:
+            self._event = self._make_event()
+        return self._event
 
     @property
     def deadline(self) -> datetime | None:

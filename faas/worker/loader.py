@@ -9,8 +9,8 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -49,6 +49,8 @@ def load(message: wire.Load, directory: str, context: Context) -> Handler:
         if hasattr(instance, "load"):
             instance.load(context)
         target, close = instance.handle, getattr(instance, "close", None)
+    if not callable(target):
+        raise Unsupported(f"{message.handler} is {type(target).__name__}, no function and no class")
     if inspect.iscoroutinefunction(target) or inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
         raise Unsupported(f"{message.handler} is async or a generator, which is not supported yet; write a plain function")
     hints = _hints(target)
@@ -89,7 +91,7 @@ def _write(message: wire.Load, directory: str) -> str:
     return folder
 
 
-def _hints(target: Any) -> dict[str, Any]:
+def _hints(target: Any) -> Mapping[str, Any]:
     """Annotations as types; one that cannot be resolved counts as none."""
     function = target.__func__ if inspect.ismethod(target) else target
     try:
@@ -136,12 +138,21 @@ def event_of(invoke: wire.Invoke) -> Event:
         source=invoke.source,
         type=invoke.event_type,
         subject=invoke.subject,
-        time=datetime.fromisoformat(invoke.time) if invoke.time else None,
+        time=_time(invoke.time),
         datacontenttype=invoke.datacontenttype,
         dataschema=invoke.dataschema,
         extensions=invoke.extensions,
         data=untyped(invoke),
     )
+
+
+def _time(text: str) -> datetime | None:
+    """An aware datetime; None where there is none, or what there is cannot be read."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def is_json(content_type: str) -> bool:
@@ -156,7 +167,7 @@ def is_json(content_type: str) -> bool:
 def encode(result: Any) -> tuple[bytes, str]:
     """(body, content type) of what a handler returned. Raises TypeError, ValueError or the like where it cannot be encoded."""
     if isinstance(result, Result):
-        data = result.data.encode() if isinstance(result.data, str) else bytes(result.data)
+        data = result.data.encode() if isinstance(result.data, str) else bytes(memoryview(result.data))
         return data, str(result.content_type)
     if isinstance(result, bytes | bytearray | memoryview):
         return bytes(result), "application/octet-stream"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import resource
 import socket
@@ -52,8 +54,8 @@ class _Usage:
     """What this process used since it was made: CPU of itself and of children it waited for, and its peak memory."""
 
     def __init__(self) -> None:
-        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as peak:
-            peak.write("5")  # resets the peak resident size: an attempt is not charged for the one before
+        with contextlib.suppress(OSError):
+            os.pwrite(_clear_refs(), b"5", 0)  # resets the peak resident size: an attempt does not answer for the one before
         self._cpu_ns, self._began_ns = _cpu_ns(), time.monotonic_ns()
 
     @property
@@ -67,6 +69,12 @@ class _Usage:
     @property
     def elapsed_us(self) -> int:
         return (time.monotonic_ns() - self._began_ns) // 1000
+
+
+@functools.cache
+def _clear_refs() -> int:
+    """Opened once: this is on the way of every attempt. Source: proc_pid_clear_refs(5)."""
+    return os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _cpu_ns() -> int:
@@ -100,6 +108,8 @@ def _load(peer: Peer, message: wire.Load, directory: str) -> loader.Handler | No
     scratch = os.path.join(directory, "tmp")
     os.makedirs(scratch, exist_ok=True)
     os.chdir(scratch)
+    os.environ["HOME"] = os.environ["TMPDIR"] = scratch
+    _log_to_stderr()
     usage = _Usage()
     handler: loader.Handler | None = None
     try:
@@ -173,28 +183,20 @@ def _context(loaded: wire.Load, message: wire.Invoke | None) -> Context:
         tags=loaded.tags,
         invocation_id=message.invocation_id,
         attempt=message.attempt,
-        event=_LazyEvent(message),  # type: ignore[arg-type]
         device=_device(),
         _deadline_monotonic=time.monotonic() + message.remaining_s,
+        _make_event=functools.partial(loader.event_of, message),
     )
 
 
-class _LazyEvent:
-    """`ctx.event`: most handlers never look, and decoding a payload twice would be paid by all."""
-
-    def __init__(self, message: wire.Invoke) -> None:
-        self.__dict__["_message"] = message
-
-    def __getattr__(self, name: str) -> Any:
-        event = self.__dict__.get("_event")
-        if event is None:
-            event = self.__dict__["_event"] = loader.event_of(self.__dict__["_message"])
-        return getattr(event, name)
-
-
 def _device() -> str:
-    torch: Any = sys.modules.get("torch")
-    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+    return _torch_device() if "torch" in sys.modules else "cpu"
+
+
+@functools.cache
+def _torch_device() -> str:
+    torch: Any = sys.modules["torch"]
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _sentence(error: BaseException, *, named: bool = True) -> str:
@@ -213,6 +215,16 @@ def _trace(error: BaseException) -> str:
     except Exception:  # an author's __str__ may raise too
         lines = traceback.format_list(frames)
     return "".join(lines)[-TRACEBACK_BYTES:]
+
+
+def _log_to_stderr() -> None:
+    """Where `ctx.log` writes, whatever the author does to the root logger."""
+    log = logging.getLogger("faas")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def _flush() -> None:

@@ -42,17 +42,21 @@ class Boot(Struct, frozen=True, kw_only=True):
     id: str
     preload: tuple[str, ...] = ()
     warmup: str = ""
+    isolate: bool = True  # in PID namespaces, where they are permitted
 
 
 def main() -> None:
     """The boot process: makes the template, waits for it, and ends as it did."""
     boot = msgspec.json.decode(sys.argv[1], type=Boot)
-    isolated = _new_pid_namespace(first=True)
+    isolated = boot.isolate and _new_pid_namespace(first=True)
     if not isolated:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     template = os.fork()
     if template:
-        os._exit(_wait(template))
+        code = _wait(template)
+        if not isolated:
+            _end_descendants()
+        os._exit(code)
     _die_with_parent(signal.SIGKILL)
     _guarded(lambda: _template(boot, isolated))
 
@@ -78,13 +82,13 @@ def _template(boot: Boot, isolated: bool) -> None:
     )
     Peer(peer, boot.directory, boot.id).send(hello)
     own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if isolated else -1
-    _Forker(peer, boot, own_namespace, problem).run()
+    _Forker(peer, boot, namespace=own_namespace, problem=problem).run()
 
 
 class _Forker:
     """The loop of a template (forks zygotes) and of a zygote (forks workers): the node's word, or a child's end."""
 
-    def __init__(self, connection: socket.socket, boot: Boot, namespace: int, problem: str) -> None:
+    def __init__(self, connection: socket.socket, boot: Boot, *, namespace: int, problem: str = "") -> None:
         self._connection, self._boot, self._namespace, self._problem = connection, boot, namespace, problem
         self._peer = Peer(connection, boot.directory, boot.id)
         self._reader = wire.FrameReader()
@@ -92,11 +96,11 @@ class _Forker:
         self._told: set[str] = set()
         self._reports, self._report_to = os.pipe()
         os.set_blocking(self._reports, False)
-        self._wakeup, woken = os.pipe()
-        for descriptor in (self._wakeup, woken):
+        self._wakeup, self._woken = os.pipe()
+        for descriptor in (self._wakeup, self._woken):
             os.set_blocking(descriptor, False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        signal.set_wakeup_fd(woken)
+        signal.set_wakeup_fd(self._woken)
 
     def run(self) -> None:
         poll = select.poll()
@@ -119,7 +123,7 @@ class _Forker:
             case wire.Spawn(sandbox=name, directory=directory):
                 self._fork(name, lambda: _zygote(Boot(directory=directory, id=name, warmup=self._boot.warmup), self._namespace >= 0))
             case wire.Fork(worker=name):
-                self._fork(name, lambda: _init(self._boot, name, self._namespace >= 0, self._report_to))
+                self._fork(name, lambda: _init(self._boot, name, isolated=self._namespace >= 0, report_to=self._report_to))
             case wire.Close():
                 os._exit(0)
             case _:
@@ -139,7 +143,7 @@ class _Forker:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._connection.close()
-            for descriptor in (self._wakeup, self._reports, self._namespace):
+            for descriptor in (self._wakeup, self._woken, self._reports, self._namespace):
                 if descriptor >= 0:
                     os.close(descriptor)
             _guarded(child)
@@ -181,7 +185,7 @@ def _zygote(boot: Boot, isolated: bool) -> None:
     connection = _connect(boot.directory)
     Peer(connection, boot.directory, boot.id).send(wire.Hello(role="zygote", id=boot.id, isolated=isolated))
     namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if isolated else -1
-    _Forker(connection, boot, namespace, "").run()
+    _Forker(connection, boot, namespace=namespace).run()
 
 
 def _why_not_fork() -> str:
@@ -198,7 +202,7 @@ def _why_not_fork() -> str:
 # ---------------------------------------------------------------- init and worker
 
 
-def _init(boot: Boot, worker: str, isolated: bool, report_to: int) -> None:
+def _init(boot: Boot, worker: str, *, isolated: bool, report_to: int) -> None:
     """Hold the worker's output and its descendants, wait for it, say how it ended; what it left behind ends with this process."""
     os.setpgid(0, 0)
     if not isolated:
@@ -229,6 +233,11 @@ def _init(boot: Boot, worker: str, isolated: bool, report_to: int) -> None:
 
 
 def _sweep_and_exit() -> None:
+    _end_descendants()
+    os._exit(0)
+
+
+def _end_descendants() -> None:
     """Without a namespace: end every descendant, those that a dying one hands up included, until there is none."""
     while True:
         with open("/proc/thread-self/children") as children:
@@ -238,14 +247,15 @@ def _sweep_and_exit() -> None:
         try:
             os.wait()
         except ChildProcessError:
-            os._exit(0)
+            return
 
 
 def _worker(boot: Boot, worker: str) -> None:
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # else all workers draw the same numbers; `random` does it by itself
     for name, descriptor in (("stdout", 1), ("stderr", 2)):  # made anew: those of the template took what it wrote to for a file
-        setattr(sys, name, open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False))
+        stream = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
     if boot.warmup:
         exec(boot.warmup, {name: module for name, module in sys.modules.items() if "." not in name})
     connection = _connect(boot.directory)
@@ -286,9 +296,11 @@ def _die_with_parent(number: int) -> None:
 
 
 def _wait(pid: int) -> int:
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
+    while True:
+        ended, status = os.wait()  # of whoever it is: without namespaces the orphans of sandboxes come here too
+        if ended == pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
 
 
 def _guarded(body: Callable[[], None]) -> None:
