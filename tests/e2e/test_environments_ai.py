@@ -42,7 +42,7 @@ async def run_python(environment: Environment, *arguments: str, text: str = "") 
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return await asyncio.to_thread(
         subprocess.check_output,
-        [environment.python, "-I", "-W", "error", "-c", *arguments],
+        [environment.python, "-I", "-B", "-W", "error", "-c", *arguments],
         input=text,
         text=True,
         env=os.environ | one_thread,
