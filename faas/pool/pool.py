@@ -218,22 +218,22 @@ class WorkerPool:
 
     def _hand_out(self) -> None:
         while self._free > 0 and not self._draining:
-            turn = self._queue.take(self._may_start)
-            if turn is None:
+            flow, turn = self._queue.take(self._may_start) or (None, None)
+            if flow is None or turn is None:
                 return
-            if not turn.done():
-                turn.set_result(None)
+            if turn.done():
+                continue  # it was given up in this moment, and takes itself out
+            served = self._served[flow]
+            self._free -= 1
+            served.leased += 1
+            turn.set_result(None)
 
     def _may_start(self, flow: Flow) -> bool:
-        """Counts the slot as taken where it says yes: `take` asks only to start."""
         served = self._served[flow]
         if served.leased >= served.function.spec.scale.max_workers:
             return False
-        if not served.idle and not (served.sandbox is not None and served.sandbox.alive) and not served.sandboxes.has_room:
-            return False
-        self._free -= 1
-        served.leased += 1
-        return True
+        bound = served.sandbox is not None and served.sandbox.alive
+        return bool(served.idle) or bound or served.sandboxes.has_room
 
     async def _worker(self, served: Served) -> tuple[Worker, Start]:
         if served.idle:

@@ -43,15 +43,15 @@ class FairQueue(Generic[T]):
             del self._flows[flow]
         return True
 
-    def take(self, may_start: Callable[[Flow], bool]) -> T | None:
-        """The first item of the first flow in turn that may start one; its flow then has the last turn."""
+    def take(self, may_start: Callable[[Flow], bool]) -> tuple[Flow, T] | None:
+        """The first flow in turn that may start one, and its first item; that flow then has the last turn."""
         for flow, items in self._flows.items():
             if may_start(flow):
                 del self._flows[flow]
                 item = items.popleft()
                 if items:
                     self._flows[flow] = items
-                return item
+                return flow, item
         return None
 
     def clear(self) -> list[T]:

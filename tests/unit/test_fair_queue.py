@@ -21,7 +21,7 @@ def test_flows_take_turns_however_long_one_of_them_is() -> None:
         queue.put(A, item)
     queue.put(B, "b1")
 
-    assert [queue.take(always) for _ in range(4)] == ["a1", "b1", "a2", "a3"]
+    assert [queue.take(always) for _ in range(4)] == [(A, "a1"), (B, "b1"), (A, "a2"), (A, "a3")]
 
 
 def test_a_flow_that_may_not_start_keeps_its_turn_and_blocks_nobody() -> None:
@@ -30,9 +30,9 @@ def test_a_flow_that_may_not_start_keeps_its_turn_and_blocks_nobody() -> None:
     queue.put(A, "a1")
     queue.put(B, "b1")
 
-    assert queue.take(lambda flow: flow == B) == "b1"
+    assert queue.take(lambda flow: flow == B) == (B, "b1")
     assert queue.take(lambda flow: flow == B) is None
-    assert queue.take(always) == "a1"
+    assert queue.take(always) == (A, "a1")
 
 
 def test_a_removed_item_is_never_taken() -> None:
@@ -64,7 +64,7 @@ def test_everything_put_in_comes_out_once_and_in_order_within_its_flow(puts: lis
         queue.put(flow, (flow, value, position))
     taken = []
     while (item := queue.take(always)) is not None:
-        taken.append(item)
+        taken.append(item[1])
 
     assert sorted(taken, key=lambda item: item[2]) == [(flow, value, position) for position, (flow, value) in enumerate(puts)]
     for flow in (A, B, C):
@@ -81,7 +81,7 @@ def test_between_two_turns_of_a_flow_no_other_has_more_than_one(lengths: dict[Fl
             queue.put(flow, flow)
     order = []
     while (item := queue.take(always)) is not None:
-        order.append(item)
+        order.append(item[1])
 
     for flow in lengths:
         turns = [index for index, taken in enumerate(order) if taken == flow]
