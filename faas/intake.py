@@ -37,6 +37,8 @@ ABORT_S = 2.0
 
 _UNAVAILABLE = encode_head([("Nats-Service-Error-Code", "503"), ("Nats-Service-Error", "this node takes no more; ask again")])
 
+_BROKEN = encode_head([("Nats-Service-Error-Code", "500"), ("Nats-Service-Error", "this node failed to answer; its log says why")])
+
 
 @dataclass(slots=True, eq=False)
 class _Inlet:
@@ -133,13 +135,16 @@ class Intake:
         self._start(self._answer(inlet, message, ""))
 
     async def _answer(self, inlet: _Inlet, message: Message, reply_to: str) -> None:
+        unanswered = _BROKEN
         try:
             await self._dispatcher.answer(message, inlet.function, reply_to)
+            unanswered = b""
         except Draining:
-            if reply_to:
-                await self._bus.publish(reply_to, b"", head=_UNAVAILABLE)
+            unanswered = _UNAVAILABLE
         finally:
             inlet.answering -= 1
+            if unanswered and reply_to:
+                await self._bus.publish(reply_to, b"", head=unanswered)
 
     # ------------------------------------------------------------ tasks
 

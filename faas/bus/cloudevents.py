@@ -167,7 +167,7 @@ def _control(lower: Mapping[str, str], extensions: Mapping[str, str]) -> Control
 
 def _timeout(text: str) -> float:
     try:
-        timeout_s = Duration.parse(text)
+        timeout_s = float(Duration.parse(text))
     except ValueError as error:
         raise _Refused(f"Faas-Timeout: {error}") from None
     if timeout_s <= 0:
