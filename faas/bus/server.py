@@ -18,6 +18,7 @@ import sysconfig
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
@@ -108,12 +109,16 @@ jetstream {{
         for old in self._folder.glob("*.ports"):
             old.unlink(missing_ok=True)
         with _FolderEvents(self._folder) as written:
-            with open(self._folder / "server.err", "wb") as errors:
+            with self._errors() as errors:
                 self._process = await asyncio.create_subprocess_exec(
                     self._binary, "-c", str(self._folder / "server.conf"),
                     stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True, preexec_fn=die_with_parent,
                 )  # fmt: skip
             await self._ready(self._process, written)
+
+    def _errors(self) -> BinaryIO:
+        """What the server says before it has read where to log."""
+        return open(self._folder / "server.err", "wb")
 
     async def _ready(self, process: asyncio.subprocess.Process, written: _FolderEvents) -> None:
         """The ports file is written when the listener stands; its folder tells when that is."""
