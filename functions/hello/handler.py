@@ -26,5 +26,4 @@ class Greeting(msgspec.Struct, frozen=True):
 
 def handle(event: Person, ctx) -> Greeting:
     """Greet a person in a language."""
-    ctx.log.info("greeting in %s", event.language)
     return Greeting(text=f"{GREETINGS[event.language]}, {event.name}!", invocation_id=ctx.invocation_id, attempt=ctx.attempt)
