@@ -6,13 +6,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from faas.pool.listener import Caller
+
 OUTPUT_LIMIT_BYTES = 64 * 1024
 """Of what a worker prints in one lease reaches the log; the rest is read and dropped."""
 LINE_LIMIT_BYTES = 8 * 1024
 LINES_PER_TURN = 100
 """Lines handed on before the event loop gets a turn: a line costs the log some 30 us."""
+FLOOD_BYTES = 256 * 1024
 FLOOD_PAUSE_S = 0.005
-"""Between two reads of what is dropped: a flood then costs the node 1 % of a core, and its worker its own time."""
+"""After each FLOOD_BYTES of what is dropped: a flood then costs the node little, and its worker its own time."""
 EARLY_LINES = 40
 
 Sink = Callable[[str, str], None]  # stream, line
@@ -67,14 +70,16 @@ class Output:
 class Stream(asyncio.Protocol):
     """One connection that carries text: reads it to its end, whatever becomes of the lines."""
 
-    def __init__(self, transport: asyncio.Transport, output: Output, stream: str) -> None:
-        self._transport, self._output, self._name = transport, output, stream
+    def __init__(self, caller: Caller, output: Output, on_end: Callable[[], None]) -> None:
+        self._transport, self._output, self._name = caller.transport, output, caller.hello.role
         self._loop = asyncio.get_running_loop()
         self._lines: deque[bytes] = deque()
         self._rest = b""
         self._ended = False
         self._told = False  # that this lease's output is cut
-        self.on_end: Callable[[], None] | None = None
+        self._flood_bytes = 0
+        self._paused = False
+        self._on_end: Callable[[], None] | None = on_end
         output.open += 1
 
     def data_received(self, data: bytes) -> None:
@@ -88,6 +93,7 @@ class Stream(asyncio.Protocol):
             self._lines.append(rest[:LINE_LIMIT_BYTES])
             rest = rest[LINE_LIMIT_BYTES:]
         self._rest = rest
+        self._flood_bytes += len(data) - len(admitted)
         if len(admitted) < len(data) and not self._told:
             self._told = True
             if rest:
@@ -102,25 +108,23 @@ class Stream(asyncio.Protocol):
     def _hand_on(self) -> None:
         for _ in range(min(LINES_PER_TURN, len(self._lines))):
             self._output.emit(self._name, self._lines.popleft())
-        if self._ended:
-            if self._lines:
-                self._loop.call_soon(self._hand_on)
-            else:
-                self._close()
-        elif self._lines:
-            self._transport.pause_reading()
-            self._loop.call_soon(self._resume)
-        elif self._output.is_flooded:
-            self._transport.pause_reading()
-            self._loop.call_later(FLOOD_PAUSE_S, self._resume)
-
-    def _resume(self) -> None:
-        if self._ended or self._transport.is_closing():
-            return
         if self._lines:
-            self._hand_on()
-        else:
+            self._pause()
+            self._loop.call_soon(self._hand_on)
+        elif self._ended:
+            self._end()
+        elif self._flood_bytes >= FLOOD_BYTES:
+            self._flood_bytes = 0
+            self._pause()
+            self._loop.call_later(FLOOD_PAUSE_S, self._hand_on)
+        elif self._paused and not self._transport.is_closing():
+            self._paused = False
             self._transport.resume_reading()
+
+    def _pause(self) -> None:
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._ended = True
@@ -128,7 +132,8 @@ class Stream(asyncio.Protocol):
             self._lines.append(self._rest)
         self._hand_on()
 
-    def _close(self) -> None:
-        self._output.open -= 1
-        if self.on_end is not None:
-            self.on_end()
+    def _end(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            self._output.open -= 1
+            on_end()

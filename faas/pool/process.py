@@ -293,9 +293,7 @@ class ProcessSandbox(Forker):
             except ProcessLookupError:
                 return None
         birth.streams.add(caller.hello.role)
-        stream = Stream(caller.transport, birth.output, caller.hello.role)
-        stream.on_end = partial(self._stillborn, caller.hello.id)
-        return stream
+        return Stream(caller, birth.output, partial(self._stillborn, caller.hello.id))
 
     def _adopt(self, caller: Caller, birth: _Birth) -> Frames | None:
         id = caller.hello.id

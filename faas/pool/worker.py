@@ -93,6 +93,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[wire.SandboxMessage] | None = None
         self._sent = 0
+        self._reading = False  # an answer is being read from its file
         self._result_limit_bytes = 0
         self._failure: Exception | None = None
         self._exited: wire.Exited | None = None
@@ -151,7 +152,7 @@ class Worker:
 
     def received(self, message: wire.SandboxMessage) -> None:
         """A message from its socket: the answer that is owed, or the end of it."""
-        if self._answer is None or self._answer.done():
+        if self._answer is None or self._answer.done() or self._reading:
             self._break(f"sent {type(message).__name__} that nobody asked for")
         elif isinstance(message, wire.Result | wire.Failed | wire.Loaded | wire.LoadFailed):
             self._answer.set_result(message)
@@ -165,10 +166,12 @@ class Worker:
         if message.size <= IN_THREAD_BYTES:
             self._take(_read_spilled(message, self._directory, limit_bytes))
             return
+        self._reading = True
         reading = self._loop.run_in_executor(None, _read_spilled, message, self._directory, limit_bytes)
         reading.add_done_callback(lambda done: None if done.cancelled() else self._take(done.result()))
 
     def _take(self, read: wire.SandboxMessage | wire.WireError) -> None:
+        self._reading = False
         if self._failure is not None:
             return  # it died, or was given up, while its answer was read
         if isinstance(read, wire.WireError | wire.Spilled):

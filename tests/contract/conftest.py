@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from faas.pool.process import ProcessBackend
 from faas.pool.worker import Worker
 from faas.worker import wire
 
-BACKENDS = ["process"]
+BACKENDS = ["process", "process-plain"]
 PROFILE = RuntimeProfile(name="plain")
 ENVIRONMENT = Environment(profile="plain", digest="0" * 64, python=sys.executable)
 RESULT_LIMIT_BYTES = 64 * 2**20
@@ -25,13 +26,22 @@ RESULT_LIMIT_BYTES = 64 * 2**20
 class Printed:
     """The lines that workers printed, with a way to wait for one."""
 
-    lines: list[tuple[str, str, str]] = field(default_factory=list)  # worker, stream, line
+    lines: list[tuple[Worker, str, str]] = field(default_factory=list)
+
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, worker: Worker, stream: str, line: str) -> None:
-        self.lines.append((worker.id, stream, line))
+        self.lines.append((worker, stream, line))
+        self.arrived.set()
+
+    async def until(self, worker: Worker, count: int) -> None:
+        """Wait until so many lines of its stdout have arrived."""
+        while len(self.of(worker)) < count:
+            self.arrived.clear()
+            await self.arrived.wait()
 
     def of(self, worker: Worker, stream: str = "stdout") -> list[str]:
-        return [line for id, where, line in self.lines if (id, where) == (worker.id, stream)]
+        return [line for whose, where, line in self.lines if whose is worker and where == stream]
 
 
 def load_message(code: str, *, handler: str = "handler:handle", version: str = "v1", limit_bytes: int = RESULT_LIMIT_BYTES) -> wire.Load:
@@ -47,21 +57,36 @@ def invoke_message(data: bytes = b"1", *, content_type: str = "application/json"
     )
 
 
-@pytest.fixture
+async def result_of(worker: Worker, message: wire.Invoke) -> object:
+    answer = await worker.invoke(message)
+    assert isinstance(answer, wire.Result), answer
+    return json.loads(answer.body)
+
+
+async def failure_of(worker: Worker, message: wire.Invoke) -> wire.Failed:
+    answer = await worker.invoke(message)
+    assert isinstance(answer, wire.Failed), answer
+    return answer
+
+
+@pytest.fixture(scope="session")
 def printed() -> Printed:
     return Printed()
 
 
-@pytest.fixture(params=BACKENDS)
-async def backend(request: pytest.FixtureRequest, tmp_path: Path, printed: Printed) -> AsyncIterator[Backend]:
-    assert request.param == "process"
-    async with ProcessBackend(tmp_path / "state", "test", on_output=printed.take) as started:
+@pytest.fixture(scope="session", params=BACKENDS)
+async def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, printed: Printed) -> AsyncIterator[Backend]:
+    """One for all tests, which have sandboxes of their own; `process-plain` does without PID namespaces."""
+    state = tmp_path_factory.mktemp("state")
+    async with ProcessBackend(state, "test", on_output=printed.take, isolate=request.param == "process") as started:
         yield started
 
 
 @pytest.fixture
-async def sandbox(backend: Backend) -> Sandbox:
-    return await backend.start(PROFILE, ENVIRONMENT)
+async def sandbox(backend: Backend) -> AsyncIterator[Sandbox]:
+    started = await backend.start(PROFILE, ENVIRONMENT)
+    yield started
+    started.kill()
 
 
 @pytest.fixture
