@@ -56,6 +56,12 @@ class MessageTooLarge(FaasError):
         self.subject, self.size_bytes, self.limit_bytes = subject, size_bytes, limit_bytes
 
 
+class SubjectInvalid(FaasError):
+    """Text that is no NATS subject was about to go onto the wire, where it could be read as another command."""
+
+    code = "subject_invalid"
+
+
 class AlreadyStored(FaasError):
     """The guard of an outcome's subject refused a second one (JetStream error 10071)."""
 

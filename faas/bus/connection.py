@@ -1,8 +1,9 @@
 """One supervised connection to NATS: publish, request, store, subscribe, and the JetStream API.
 
 Owns reconnecting, and the rebuilding of a client that is dead without saying so. Knows no function and no stream by name.
-Uses two private calls of nats-py (`_send_command`, `_flush_pending`): a publish whose head is encoded once costs a fifth of
-a bare reply less than one that encodes seventeen headers each time. `tests/bus/test_connection.py` holds them in place.
+Uses private parts of nats-py: `_send_command`, `_flush_pending` and `_flush_queue`, since a publish whose head is encoded once costs a
+fifth of a bare reply less than one that encodes seventeen headers each time; `_process_headers`, since a header block that it cannot
+read ends its read loop; the tasks of the watchdog. `tests/bus/test_connection.py` holds them in place.
 """
 
 from __future__ import annotations
@@ -10,121 +11,65 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 import nats
 import nats.errors
 import structlog
-from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as ClientSubscription
 
-from faas.errors import AlreadyStored, BusUnavailable, FaasError, MessageTooLarge
+from faas.bus.messages import (
+    HEAD_LINE,
+    WRONG_LAST_SEQUENCE,
+    Answer,
+    ApiError,
+    GetAnswer,
+    Message,
+    NoStream,
+    Stored,
+    StoredMessage,
+    decode_ack,
+    decode_head,
+    encode_head,
+    inline_status,
+)
+from faas.errors import AlreadyStored, BusUnavailable, MessageTooLarge, SubjectInvalid
+
+__all__ = ["ApiError", "Bus", "Callback", "Message", "NoStream", "Stored", "StoredMessage", "Subscription", "encode_head"]
 
 log = structlog.get_logger()
 
 WATCHDOG_S = 1.0
+AWAY_S = 30.0
+"""After so long without a connection the client is made anew: closing a socket to a frozen host can hold nats-py's reconnecting up for a quarter of an hour."""
 PAYLOAD_SLACK_BYTES = 4096
 """Kept free below the server's max_payload: a publish above that is answered by cutting the connection, for good."""
-
-NO_RESPONDERS = 503
-WRONG_LAST_SEQUENCE = 10071
+LINE_LIMIT_BYTES = 3800
+"""Of subject and reply together: the server cuts the connection at a protocol line of 4,096."""
+UNSENT_BYTES = 16 * 2**20
+"""What is kept while the connection is away; beyond, a publish is refused."""
 PENDING_BYTES = 64 * 2**20
-_HEAD_LINE = b"NATS/1.0\r\n"
+NO_RESPONDERS = 503
 
-
-class ApiError(FaasError):
-    """JetStream refused a request. `number` is its err_code, `status` the HTTP-like code."""
-
-    code = "api_error"
-
-    def __init__(self, subject: str, *, status: int, number: int, description: str) -> None:
-        super().__init__(f"{subject}: {description} ({number})")
-        self.status, self.number, self.description = status, number, description
-
-
-class NoStream(BusUnavailable):
-    """Nobody stores this subject."""
-
-    code = "no_stream"
-
-
-@dataclass(slots=True)
-class Message:
-    """One message as it came in. `headers` are as received, None where there are none; `status` is NATS' inline status, 0 where there is none."""
-
-    subject: str
-    reply: str
-    data: bytes
-    headers: dict[str, str] | None
-    status: int = 0
-
-
-class Stored(Struct, frozen=True, kw_only=True, rename={"sequence": "seq"}):
-    """JetStream's acknowledgement of a publish."""
-
-    stream: str
-    sequence: int
-    duplicate: bool = False
-
-
-class StoredMessage(Struct, frozen=True, kw_only=True):
-    """A message read from a stream."""
-
-    subject: str
-    sequence: int
-    data: bytes
-    headers: dict[str, str]
-
-
-class _Error(Struct, frozen=True, kw_only=True):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-class _Answer(Struct, frozen=True, kw_only=True):
-    error: _Error | None = None
-
-
-class _Ack(Struct, frozen=True, kw_only=True):
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    error: _Error | None = None
-
-
-class _Found(Struct, frozen=True, kw_only=True):
-    subject: str
-    seq: int
-    data: str = ""
-    hdrs: str = ""
-
-
-class _GetAnswer(Struct, frozen=True, kw_only=True):
-    message: _Found | None = None
-    error: _Error | None = None
-
-
-_ack_decoder = msgspec.json.Decoder(_Ack)
 Callback = Callable[[Message], None]
 T = TypeVar("T")
 
 
-def encode_head(pairs: Iterable[tuple[str, str]]) -> bytes:
-    """Header lines, ready to be joined with others; line breaks in values become spaces, so that no value can end its line."""
-    return "".join(f"{name}: {' '.join(value.splitlines())}\r\n" for name, value in pairs).encode()
+class _Client(Client):
+    """nats-py's client, whose read loop no publisher can end by a header block that is none."""
 
-
-def decode_head(raw: bytes) -> dict[str, str]:
-    """A block of header lines as JetStream returns it, `NATS/1.0` first."""
-    lines = (line.partition(b":") for line in raw.split(b"\r\n")[1:] if line)
-    return {name.strip().decode("utf-8", "replace"): value.strip().decode("utf-8", "replace") for name, _, value in lines}
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (ValueError, IndexError):
+            return {"": "unreadable"}
 
 
 class Subscription:
@@ -132,40 +77,57 @@ class Subscription:
 
     def __init__(self, bus: Bus, subject: str, callback: Callback, queue: str) -> None:
         self._bus, self.subject, self._callback, self.queue = bus, subject, callback, queue
+        self._client: Client | None = None
         self._on_client: ClientSubscription | None = None
 
     async def _attach(self, client: Client) -> None:
-        self._on_client = await client.subscribe(
-            self.subject, queue=self.queue, cb=self._receive, pending_msgs_limit=-1, pending_bytes_limit=PENDING_BYTES
-        )
+        if client is self._client:
+            return
+        self._client = client
+        try:
+            self._on_client = await client.subscribe(
+                self.subject, queue=self.queue, cb=self._receive, pending_msgs_limit=-1, pending_bytes_limit=PENDING_BYTES
+            )
+        except nats.errors.BadSubjectError as error:
+            raise SubjectInvalid(f"{self.subject!r} cannot be subscribed to") from error
+        except (nats.errors.Error, OSError):
+            self._client = None  # this client is dead; the one that replaces it is subscribed too
 
     async def _receive(self, message: Msg) -> None:
         headers = message.headers
-        status = int(headers.get("Status", 0)) if headers and "Status" in headers and not message.data else 0
         try:
-            self._callback(Message(message.subject, message.reply, message.data, headers, status))
+            self._callback(Message(message.subject, message.reply, message.data, headers, inline_status(headers, message.data)))
         except Exception:  # total: an exception here would end the reading of this subject for ever
             log.exception("bus.callback_failed", subject=message.subject)
 
     async def unsubscribe(self) -> None:
-        """Hear nothing more; what arrived already is handed on."""
+        """Hear nothing more; what arrived already is handed on before this returns, as long as the bus answers within a second."""
         self._bus._forget(self)
-        if self._on_client is not None:
-            with suppress(nats.errors.Error, OSError):
-                await self._on_client.unsubscribe()
+        subscription, client = self._on_client, self._client
+        if subscription is None or client is None:
+            return
+        self._on_client = None
+        with suppress(nats.errors.Error, OSError, BusUnavailable):
+            if client.is_connected and not self._bus.silent:
+                await client._send_command(f"UNSUB {subscription._id}\r\n".encode())
+                await self._bus.fence(timeout_s=1.0)
+            await subscription.unsubscribe()
 
 
 class Bus:
     """The node's connection. `open` it; every method raises BusUnavailable where the bus does not take or answer in time."""
 
     def __init__(self, url: str, node: str) -> None:
-        self._url, self._inbox = url, f"_INBOX_{node}"
+        self._url = url
+        self._inbox = f"_INBOX_{node}.{secrets.token_hex(8)}"  # of this connection alone: two nodes may be given one name
         self._name = f"faas {node}"
         self._client: Client | None = None
         self._subscriptions: list[Subscription] = []
         self._replies: dict[str, asyncio.Future[Message]] = {}
         self._tokens = itertools.count()
         self._loop = asyncio.get_running_loop()
+        self._connected_monotonic = 0.0
+        self.silent = False  # a fence was not answered in time: a shutdown of many subscriptions waits once, not for each
         self.on_reconnect: list[Callable[[], None]] = []
 
     @classmethod
@@ -201,53 +163,49 @@ class Bus:
         async def on_closed() -> None:
             log.info("bus.closed")
 
-        client = Client()
+        client = _Client()
         try:
             async with asyncio.timeout(5):
                 await client.connect(
-                    self._url,
+                    self._url.split(","),
                     name=self._name,
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.25,  # type: ignore[arg-type]  # annotated int, used as a float
                     ping_interval=5,
                     max_outstanding_pings=2,
-                    pending_size=16 * 2**20,
+                    pending_size=UNSENT_BYTES,
                     inbox_prefix=self._inbox.encode(),
                     error_cb=on_error,
                     disconnected_cb=on_disconnect,
                     reconnected_cb=on_reconnect,
                     closed_cb=on_closed,
                 )
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            with suppress(Exception):
-                await client.close()
+        except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+            await _give_up(client)
             raise BusUnavailable(f"no NATS at {_without_token(self._url)}: {error or type(error).__name__}") from error
         self._client = client
-        for subscription in self._subscriptions:
+        self._connected_monotonic = time.monotonic()
+        for subscription in list(self._subscriptions):
             await subscription._attach(client)
 
     def _announce(self) -> None:
-        for callback in self.on_reconnect:
+        for callback in list(self.on_reconnect):
             try:
                 callback()
             except Exception:  # total, as nats-py's own callbacks must be
                 log.exception("bus.callback_failed", subject="reconnect")
 
     async def _watch(self) -> None:
-        """Rebuild a client whose read loop is dead although it calls itself connected, or that closed for good."""
+        """Rebuild a client that has closed for good, or is dead although it calls itself connected or reconnecting."""
         while True:
             await asyncio.sleep(WATCHDOG_S)
-            client = self._client
-            reading = getattr(client, "_reading_task", None)
-            dead = client is None or client.is_closed or (client.is_connected and reading is not None and reading.done())
-            if not dead:
+            reason = self._dead(time.monotonic())
+            if not reason:
                 continue
-            log.error("bus.rebuilt", reason="the client's read loop had ended")
-            if client is not None:
-                with suppress(Exception):
-                    async with asyncio.timeout(1):
-                        await client.close()
+            log.error("bus.rebuilt", reason=reason)
+            if self._client is not None:
+                await _give_up(self._client)
             try:
                 await self._connect()
             except BusUnavailable as error:
@@ -255,11 +213,23 @@ class Bus:
             else:
                 self._announce()
 
+    def _dead(self, now_monotonic: float) -> str:
+        """Why the client will never be of use again, or ""."""
+        client = self._client
+        if client is None or client.is_closed:
+            return "the client had closed"
+        if client.is_connected:
+            self._connected_monotonic = now_monotonic
+            reading = client._reading_task
+            return "the client's read loop had ended" if reading is not None and reading.done() else ""
+        reconnecting = client._reconnection_task
+        if client.is_reconnecting and reconnecting is not None and reconnecting.done():
+            return "the client had given up reconnecting"
+        return "no connection for long" if now_monotonic - self._connected_monotonic > AWAY_S else ""
+
     async def _close(self) -> None:
         if self._client is not None:
-            with suppress(Exception):
-                async with asyncio.timeout(2):
-                    await self._client.close()
+            await _give_up(self._client, within_s=2.0)
         for waiting in self._replies.values():
             if not waiting.done():
                 waiting.set_exception(BusUnavailable("the connection was closed"))
@@ -281,11 +251,15 @@ class Bus:
         client = self._client
         if client is None or client.is_closed:
             raise BusUnavailable("the connection is closed")
+        if " " in subject or not subject.isprintable() or len(subject) + len(reply) > LINE_LIMIT_BYTES or not subject:
+            raise SubjectInvalid(f"{subject[:200]!r} is no subject, or too long")
+        if client._pending_data_size > UNSENT_BYTES and not client.is_connected:
+            raise BusUnavailable(f"{subject}: the connection is away, and what waits for it is at its limit")
         size = len(head) + len(body)
         if size > self.body_limit_bytes:
             raise MessageTooLarge(subject, size_bytes=size, limit_bytes=self.body_limit_bytes)
         if head:
-            block = _HEAD_LINE + head + b"\r\n"
+            block = HEAD_LINE + head + b"\r\n"
             line = f"HPUB {subject} {reply} {len(block)} {len(block) + len(body)}\r\n".encode()
             command = b"".join((line, block, body, b"\r\n"))
         else:
@@ -294,17 +268,18 @@ class Bus:
             await client._send_command(command)
             if client._flush_queue is not None and client._flush_queue.empty():
                 await client._flush_pending()
-        except nats.errors.Error as error:
+        except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"{subject}: {error}") from error
 
     async def request(self, subject: str, body: bytes, *, head: bytes = b"", timeout_s: float = 5.0) -> Message:
-        """Send one message and wait for one reply. Raises BusUnavailable; NoStream where nobody listens."""
+        """Send one message and wait for one reply. Raises BusUnavailable; NoStream where nobody listens. "" as subject: we are answered by ourselves."""
         token = str(next(self._tokens))
+        reply_to = f"{self._inbox}.r.{token}"
         reply: asyncio.Future[Message] = self._loop.create_future()
         self._replies[token] = reply
-        timer = self._loop.call_later(timeout_s, _expire, reply, subject, timeout_s)
+        timer = self._loop.call_later(timeout_s, _expire, reply, subject or "the bus", timeout_s)
         try:
-            await self.publish(subject, body, head=head, reply=f"{self._inbox}.r.{token}")
+            await self.publish(subject or reply_to, body, head=head, reply=reply_to)
             message = await reply
         finally:
             timer.cancel()
@@ -314,16 +289,32 @@ class Bus:
         return message
 
     def _resolve(self, message: Message) -> None:
+        self.silent = False
         reply = self._replies.get(message.subject.rpartition(".")[2])
         if reply is not None and not reply.done():
             reply.set_result(message)
 
+    async def fence(self, *, timeout_s: float = 5.0) -> None:
+        """Wait until the server has done all that was sent before, subscriptions included. Raises BusUnavailable.
+
+        By a message to ourselves: nats-py's `flush` is no fence, and one that is given up kills the read loop.
+        """
+        try:
+            await self.request("", b"", timeout_s=timeout_s)
+        except BusUnavailable:
+            self.silent = True
+            raise
+
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
         """Call `callback` for every message, also on a client that replaces this one; an exception in it is logged and ends nothing."""
         subscription = Subscription(self, subject, callback, queue)
-        if self._client is not None:
-            await subscription._attach(self._client)
         self._subscriptions.append(subscription)
+        if self._client is not None:
+            try:
+                await subscription._attach(self._client)
+            except SubjectInvalid:
+                self._forget(subscription)
+                raise
         return subscription
 
     def new_inbox(self) -> str:
@@ -340,13 +331,15 @@ class Bus:
         """Publish to a stream and wait for its acknowledgement. Raises AlreadyStored (a guard refused), NoStream, BusUnavailable."""
         message = await self.request(subject, body, head=head, timeout_s=timeout_s)
         try:
-            ack = _ack_decoder.decode(message.data)
+            ack = decode_ack(message.data)
         except msgspec.DecodeError as error:
             raise BusUnavailable(f"{subject}: answered by something that is no stream") from error
         if ack.error is not None:
             if ack.error.err_code == WRONG_LAST_SEQUENCE:
                 raise AlreadyStored(f"{subject}: {ack.error.description}")
             raise BusUnavailable(f"{subject}: {ack.error.description} ({ack.error.err_code})")
+        if not ack.stream:
+            raise BusUnavailable(f"{subject}: answered by something that is no stream")
         return Stored(stream=ack.stream, sequence=ack.seq, duplicate=ack.duplicate)
 
     async def api(self, suffix: str, request: object, answer: type[T], *, timeout_s: float = 5.0) -> T:
@@ -354,7 +347,7 @@ class Bus:
         subject = f"$JS.API.{suffix}"
         message = await self.request(subject, msgspec.json.encode(request) if request is not None else b"", timeout_s=timeout_s)
         try:
-            error = msgspec.json.decode(message.data, type=_Answer).error
+            error = msgspec.json.decode(message.data, type=Answer).error
             if error is None:
                 return msgspec.json.decode(message.data, type=answer)
         except msgspec.DecodeError as cause:
@@ -364,7 +357,7 @@ class Bus:
     async def last_stored(self, stream: str, subject: str) -> StoredMessage | None:
         """The last message of a subject, read through the stream's leader."""
         try:
-            found = (await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, _GetAnswer)).message
+            found = (await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, GetAnswer)).message
         except ApiError as error:
             if error.status == 404:
                 return None
@@ -392,6 +385,13 @@ def _expire(reply: asyncio.Future[Message], subject: str, timeout_s: float) -> N
         reply.set_exception(BusUnavailable(f"{subject}: no answer within {timeout_s:g} s"))
 
 
+async def _give_up(client: Client, *, within_s: float = 1.0) -> None:
+    """Close a client; what it says about it changes nothing, and a frozen peer may not hold it up."""
+    with suppress(Exception):
+        async with asyncio.timeout(within_s):
+            await client.close()
+
+
 def _without_token(url: str) -> str:
-    scheme, _, rest = url.rpartition("://")
-    return f"{scheme or 'nats'}://{rest.rpartition('@')[2]}"
+    """The addresses alone, for messages."""
+    return ",".join(f"nats://{address.rpartition('://')[2].rpartition('@')[2]}" for address in url.split(","))

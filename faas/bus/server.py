@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sysconfig
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -30,9 +31,10 @@ from faas.units import format_size
 log = structlog.get_logger()
 
 OLDEST = (2, 14)
-READY_S = 15.0
+READY_S = 60.0
+"""Before it listens it recovers its store: some seconds where that holds gigabytes. One that fails ends, and is not waited for."""
 STOP_S = 5.0
-FIRST_RESTART_S, LAST_RESTART_S = 0.25, 5.0
+FIRST_RESTART_S, LAST_RESTART_S, STEADY_S = 0.25, 5.0, 10.0
 DISK_SHARE = 0.7
 """Of what is free in the state folder, all streams together: a full disk makes publishes time out without a word."""
 STORE_AT_LEAST_BYTES = 64 * 2**20
@@ -43,18 +45,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class EmbeddedServer:
     """A nats-server of this node alone. `open` it; `url` holds its token."""
 
-    def __init__(self, binary: str, folder: Path, host: str, port: int, token: str) -> None:
-        self._binary, self._folder, self._host, self._port, self._token = binary, folder, host, port, token
+    def __init__(self, config: BusConfig, folder: Path, host: str, port: int, token: str) -> None:
+        self._config, self._folder, self._host, self._port, self._token = config, folder, host, port, token
+        self._binary = ""
         self._process: asyncio.subprocess.Process | None = None
+        self._logged_bytes = 0
         self.store_bytes = 0
 
     @classmethod
     @asynccontextmanager
     async def open(cls, config: BusConfig, *, state: Path, host: str, port: int, token: str) -> AsyncIterator[EmbeddedServer]:
         """Start it, wait until it answers, and start it again should it end by itself. Raises ServerFailed."""
-        server = cls(find_server(), state / "nats", host, port, token)
-        await asyncio.to_thread(server._prepare, config)
-        await server._start()
+        server = cls(config, state / "nats", host, port, token)
+        await asyncio.to_thread(server._prepare)
+        try:
+            await server._start()
+        except OSError as error:
+            raise ServerFailed(f"nats-server cannot be started: {error}") from error
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(server._watch())
             try:
@@ -65,15 +72,24 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"nats://{self._token}@{host}:{self._port}"
+        return f"nats://{self._token}@{self._address}:{self._port}"
 
-    def _prepare(self, config: BusConfig) -> None:
+    @property
+    def pid(self) -> int:
+        """Its process, 0 where none runs at the moment."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else 0
+
+    @property
+    def _address(self) -> str:
+        return f"[{self._host}]" if ":" in self._host else self._host
+
+    def _prepare(self) -> None:
+        self._binary = find_server()
         try:
             (self._folder / "store").mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self._folder).free + _used(self._folder / "store")
             self.store_bytes = int(free * DISK_SHARE)
-            self._write_config(config)
+            self._write_config()
         except OSError as error:
             raise ServerFailed(f"the state folder cannot be written: {error.filename}: {error.strerror}") from error
         if self.store_bytes < STORE_AT_LEAST_BYTES:
@@ -81,9 +97,11 @@ class EmbeddedServer:
                 f"the disk of {self._folder} has {format_size(free)} left; the bus needs {format_size(STORE_AT_LEAST_BYTES)}"
             )
 
-    def _write_config(self, config: BusConfig) -> None:
+    def _write_config(self) -> None:
+        """For this start: the port is 0 at the first one at most, and the log of earlier ones explains nothing of this one."""
+        config = self._config
         text = f"""# Written by `faas up` at every start.
-listen: {json.dumps(f"{self._host}:{self._port or -1}")}
+listen: {json.dumps(f"{self._address}:{self._port or -1}")}
 server_name: "faas"
 authorization {{ token: {json.dumps(self._token)} }}
 max_payload: {int(config.max_payload_bytes)}
@@ -104,17 +122,26 @@ jetstream {{
         with open(descriptor, "w") as file:
             os.fchmod(descriptor, 0o600)
             file.write(text)
+        self._remove_ports()
+        with suppress(OSError):
+            self._logged_bytes = (self._folder / "server.log").stat().st_size
 
-    async def _start(self) -> None:
+    def _remove_ports(self) -> None:
         for old in self._folder.glob("*.ports"):
             old.unlink(missing_ok=True)
+
+    async def _start(self) -> None:
         with _FolderEvents(self._folder) as written:
             with self._errors() as errors:
                 self._process = await asyncio.create_subprocess_exec(
                     self._binary, "-c", str(self._folder / "server.conf"),
                     stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True, preexec_fn=die_with_parent,
                 )  # fmt: skip
-            await self._ready(self._process, written)
+            try:
+                await self._ready(self._process, written)
+            except BaseException:
+                await self._stop()
+                raise
 
     def _errors(self) -> BinaryIO:
         """What the server says before it has read where to log."""
@@ -132,7 +159,6 @@ jetstream {{
                     changed.cancel()
                 ended.cancel()
         except TimeoutError:
-            process.kill()
             raise ServerFailed(f"nats-server was not ready after {READY_S:g} s; see {self._folder / 'server.log'}") from None
         if not url:
             raise ServerFailed(self._why(process.returncode or 0))
@@ -140,36 +166,37 @@ jetstream {{
 
     def _why(self, code: int) -> str:
         said = ""
-        for name in ("server.err", "server.log"):
+        for name, after in (("server.err", 0), ("server.log", self._logged_bytes)):
             with suppress(OSError):
-                said += (self._folder / name).read_text(errors="replace")[-4000:]
+                said += (self._folder / name).read_bytes()[after:][-4000:].decode(errors="replace")
         if "address already in use" in said:
-            return f"port {self._port} on {self._host} is in use; choose another with --bus {self._host}:PORT (0 lets the system choose)"
+            return f"port {self._port} on {self._host} is in use; choose another with --bus {self._address}:PORT (0 lets the system choose)"
         lines = [line for line in said.splitlines() if line.strip()]
-        return f"nats-server ended with code {code}: {lines[-1].strip() if lines else 'it said nothing'}"
+        return f"nats-server ended with code {code}: {' | '.join(line.strip() for line in lines[-3:]) or 'it said nothing'}"
 
     async def _watch(self) -> None:
         """A server that ends by itself is started again on the same port; clients reconnect, and the store is what it was."""
         pause_s = FIRST_RESTART_S
         while True:
             assert self._process is not None
+            since = time.monotonic()
             code = await self._process.wait()
+            if time.monotonic() - since > STEADY_S:
+                pause_s = FIRST_RESTART_S
             log.error("server.ended", code=code, restart_s=pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LAST_RESTART_S)
-            with suppress(OSError):
-                text = (self._folder / "server.conf").read_text()
-                (self._folder / "server.conf").write_text(text.replace(":-1", f":{self._port}", 1))
             try:
+                await asyncio.to_thread(self._write_config)
                 await self._start()
-            except ServerFailed as error:
+            except (ServerFailed, OSError) as error:
                 log.error("server.not_started", error=str(error))
             else:
-                pause_s = FIRST_RESTART_S
+                log.info("server.restarted", port=self._port)
 
     async def _stop(self) -> None:
         process = self._process
-        if process is None or process.returncode is not None:
+        if process is None:
             return
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGINT)
@@ -180,6 +207,7 @@ jetstream {{
             log.warning("server.killed", after_s=STOP_S)
             process.kill()
             await process.wait()
+        self._remove_ports()
 
 
 class _FolderEvents:
@@ -191,6 +219,8 @@ class _FolderEvents:
 
     def __enter__(self) -> _FolderEvents:
         self._descriptor = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+        if self._descriptor < 0:
+            raise OSError(ctypes.get_errno(), "no inotify instance is left; see fs.inotify.max_user_instances")
         _libc.inotify_add_watch(self._descriptor, str(self._folder).encode(), _IN_CLOSE_WRITE | _IN_MOVED_TO)
         asyncio.get_running_loop().add_reader(self._descriptor, self._read)
         return self
