@@ -343,8 +343,9 @@ class ProcessSandbox(Forker):
 def _clean_environment(directory: Path) -> dict[str, str]:
     """What a sandbox sees of the machine: nothing of the node's own environment, and one thread for each numerical library."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}  # no device without a lease on it; nothing grants one yet
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
-    return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **kept, "HOME": str(directory), "TMPDIR": str(directory), **one}
+    return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **kept, "HOME": str(directory), "TMPDIR": str(directory), **one, **hidden}
 
 
 def _worker_code(folder: Path) -> Path:

@@ -16,6 +16,8 @@ class Retry(Exception):
     def __init__(self, after_s: float = 0.0) -> None:
         super().__init__(f"retry after {after_s} s")
         self.after_s = float(after_s)
+        if not 0 <= self.after_s < float("inf"):
+            raise ValueError(f"faas.Retry({after_s!r}): seconds, zero or more")
 
 
 class Reject(Exception):

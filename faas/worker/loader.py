@@ -42,6 +42,7 @@ def load(message: wire.Load, directory: str, context: Context) -> Handler:
     sys.path.insert(0, code)
     importlib.invalidate_caches()
     module_name, _, attribute = message.handler.partition(":")
+    _make_way(code, module_name.partition(".")[0])
     target = getattr(importlib.import_module(module_name), attribute)
     close = None
     if inspect.isclass(target):
@@ -89,6 +90,13 @@ def _write(message: wire.Load, directory: str) -> str:
         if not os.path.isdir(folder):
             raise
     return folder
+
+
+def _make_way(code: str, module: str) -> None:
+    """A function's own module wins over one of that name that the template has imported, as it would in a fresh interpreter."""
+    if any(os.path.exists(os.path.join(code, name)) for name in (module, f"{module}.py")):
+        for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
+            del sys.modules[name]
 
 
 def _hints(target: Any) -> Mapping[str, Any]:
@@ -168,7 +176,10 @@ def encode(result: Any) -> tuple[bytes, str]:
     """(body, content type) of what a handler returned. Raises TypeError, ValueError or the like where it cannot be encoded."""
     if isinstance(result, Result):
         data = result.data.encode() if isinstance(result.data, str) else bytes(memoryview(result.data))
-        return data, str(result.content_type)
+        content_type = str(result.content_type)
+        if not content_type.isascii() or not content_type.isprintable():
+            raise ValueError(f"content_type {content_type!r} is no header value")  # a line break would make another header of it
+        return data, content_type
     if isinstance(result, bytes | bytearray | memoryview):
         return bytes(result), "application/octet-stream"
     return msgspec.json.encode(result), "application/json"

@@ -66,6 +66,10 @@ class _Usage:
     def memory_peak_bytes(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
+    def begin(self) -> None:
+        """The clock starts here: what came before was not the author's."""
+        self._began_ns = time.monotonic_ns()
+
     @property
     def elapsed_us(self) -> int:
         return (time.monotonic_ns() - self._began_ns) // 1000
@@ -116,7 +120,7 @@ def _load(peer: Peer, message: wire.Load, directory: str) -> loader.Handler | No
         loaded = handler = loader.load(message, directory, _context(message, None))
     except BaseException as error:  # the author's code: SystemExit and KeyboardInterrupt end the load like any error
         answer: wire.LoadFailed | wire.Loaded = wire.LoadFailed(
-            detail=_sentence(error),
+            detail=_encodable(_sentence(error)),
             traceback=_trace(error),
             load_us=usage.elapsed_us,
             cpu_us=usage.cpu_us,
@@ -141,7 +145,7 @@ def _invoke(handler: loader.Handler, loaded: wire.Load, message: wire.Invoke) ->
     def failed(reason: str, detail: str, *, trace: str = "", retry_after_s: float | None = None) -> wire.Failed:
         return wire.Failed(
             reason=reason,
-            detail=detail[:DETAIL_CHARACTERS],
+            detail=_encodable(detail[:DETAIL_CHARACTERS]),
             traceback=trace,
             retry_after_s=retry_after_s,
             run_us=usage.elapsed_us,
@@ -150,11 +154,12 @@ def _invoke(handler: loader.Handler, loaded: wire.Load, message: wire.Invoke) ->
         )
 
     try:
-        event = handler.decode(message)
+        try:
+            event = handler.decode(message)
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            return failed("payload_invalid", _sentence(error, named=False))
         context = _context(loaded, message)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        return failed("payload_invalid", _sentence(error, named=False))
-    try:
+        usage.begin()
         result = handler.call(event, context)
     except Reject as error:
         return failed("rejected_by_handler", error.reason)
@@ -208,13 +213,17 @@ def _sentence(error: BaseException, *, named: bool = True) -> str:
 
 
 def _trace(error: BaseException) -> str:
-    """The author's frames, the innermost kept where it is too long."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}faas{os.sep}worker{os.sep}" not in frame.filename]
-    try:
-        lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames), *traceback.format_exception_only(error)]
-    except Exception:  # an author's __str__ may raise too
-        lines = traceback.format_list(frames)
-    return "".join(lines)[-TRACEBACK_BYTES:]
+    """The author's frames, causes included, the innermost kept where it is too long."""
+    whole = link = traceback.TracebackException.from_exception(error)
+    while link is not None:
+        link.stack[:] = [frame for frame in link.stack if f"{os.sep}faas{os.sep}worker{os.sep}" not in frame.filename]
+        link = link.__cause__ or link.__context__  # type: ignore[assignment]
+    return _encodable("".join(whole.format())[-TRACEBACK_BYTES:])
+
+
+def _encodable(text: str) -> str:
+    """Without what UTF-8 cannot hold: an author's message may quote a file name with half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _log_to_stderr() -> None:

@@ -13,6 +13,7 @@ import ctypes
 import gc
 import importlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -48,6 +49,7 @@ class Boot(Struct, frozen=True, kw_only=True):
 def main() -> None:
     """The boot process: makes the template, waits for it, and ends as it did."""
     boot = msgspec.json.decode(sys.argv[1], type=Boot)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a handler that aborts would leave its memory on the disk
     isolated = boot.isolate and _new_pid_namespace(first=True)
     if not isolated:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -128,7 +128,17 @@ async def test_a_result_is_encoded_by_what_it_is(make: Make, *, expression: str,
     assert (answer.body, answer.content_type) == (body, content_type)
 
 
-@pytest.mark.parametrize("expression", ["object()", "{1: {2: object()}}", "faas.Result(3)", "(lambda a: a.append(a) or a)([])"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "object()",
+        "{1: {2: object()}}",
+        "faas.Result(3)",
+        "faas.Result('', content_type='a\\r\\nFaas-Outcome: x')",
+        "'\\udc80'",
+        "(lambda a: a.append(a) or a)([])",
+    ],
+)
 async def test_a_result_that_cannot_be_encoded_is_said_to_be_so(make: Make, expression: str) -> None:
     """It is not the handler that failed; the message must not look like a traceback of ours."""
     worker = await make(f"import faas\ndef handle(event):\n    return {expression}\n")
@@ -171,6 +181,8 @@ async def test_an_exception_ends_the_attempt_with_the_authors_frames_alone(make:
         ("handle(event)", "RecursionError"),
         ("raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})", "Odd"),
         ("raise ValueError('x' * 10_000_000)", "ValueError"),
+        ("raise ValueError('\\udc80')", "ValueError"),
+        ("import faas; raise faas.Reject('\\udc80') if False else faas.Retry(-1)", "ValueError"),
     ],
 )
 async def test_whatever_a_handler_raises_is_a_failure_of_its_attempt(make: Make, statement: str, name: str) -> None:
@@ -182,6 +194,41 @@ async def test_whatever_a_handler_raises_is_a_failure_of_its_attempt(make: Make,
     assert failed.reason == "error"
     assert name in failed.detail
     assert len(failed.traceback) <= 8 * 1024 + 100
+
+
+async def test_the_cause_of_an_exception_is_told_too(make: Make) -> None:
+    """`raise ... from ...` is how a library says what really happened."""
+    worker = await make(
+        "def inner():\n    raise KeyError('deep')\ndef handle(event):\n    try:\n        inner()\n    except KeyError as error:\n"
+        "        raise ValueError('outer') from error\n"
+    )
+
+    failed = await failure_of(worker, invoke_message())
+
+    assert "KeyError: 'deep'" in failed.traceback
+    assert "serve.py" not in failed.traceback
+
+
+async def test_what_an_authors_type_raises_while_it_is_decoded_is_an_error(make: Make) -> None:
+    """Only msgspec's own verdict, and ValueError and TypeError which it takes for one, blame the sender."""
+    worker = await make(
+        "import msgspec\nclass In(msgspec.Struct):\n    n: int\n    def __post_init__(self):\n        raise KeyError('mine') if self.n else ValueError('yours')\n"
+        "def handle(event: In):\n    return 1\n"
+    )
+
+    assert (await failure_of(worker, invoke_message(b'{"n": 1}'))).reason == "error"
+    assert (await failure_of(worker, invoke_message(b'{"n": 0}'))).reason == "payload_invalid"
+
+
+async def test_a_handlers_module_wins_over_one_of_that_name(spare: Worker) -> None:
+    """A folder may well have a handler in `random.py` or `select.py`; the template has imported those of the standard library."""
+    message = wire.Load(
+        function="f", tenant="t", version="v", handler="select:handle", files=(wire.File("select.py", b"def handle(event):\n    return 5\n"),),
+        result_limit_bytes=1000,
+    )  # fmt: skip
+
+    assert isinstance(await spare.load(message), wire.Loaded)
+    assert await result_of(spare, invoke_message()) == 5
 
 
 async def test_reject_and_retry_are_what_they_say(make: Make) -> None:
