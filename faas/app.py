@@ -179,7 +179,8 @@ def _dispatcher(config: Config, bus: Bus, pool: WorkerPool, usage: UsageRecords,
     prices = config.prices
     table = PriceTable(version=prices.version, cpu_hour=prices.cpu_hour, gib_hour=prices.gib_hour, gpu_hour=prices.gpu_hour)
     outcomes = Outcomes(bus)
-    attempts = Attempts(pool, table, node=config.node, bill_loading=prices.bill_loading, result_limit_bytes=outcomes.result_limit_bytes)
+    billing = Billing(table, node=config.node, bill_loading=prices.bill_loading)
+    attempts = Attempts(pool, billing, result_limit_bytes=outcomes.result_limit_bytes)
     return Dispatcher(attempts, outcomes, usage, captured)
 
 

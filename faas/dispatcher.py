@@ -9,6 +9,7 @@ written, and it executes no user code.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -230,7 +231,7 @@ class Dispatcher:
         invocation = _invocation(random_id, function, event, control, age_s=0.0, patience_s=patience_s)
         attempt = await self._attempts.run(invocation)
         while reply_to and (delay_s := self._delay_s(invocation, attempt)) is not None:
-            if attempt.record is None or time.monotonic() + delay_s >= invocation.start_by_monotonic:
+            if time.monotonic() + delay_s >= invocation.start_by_monotonic:
                 break
             self._usage.add(*function.key, *_records_of(attempt))
             invocation.attempts += 1
@@ -245,7 +246,7 @@ class Dispatcher:
             await self._outcomes.reply(reply_to, outcome)
         if invocation.control.reply_to:
             await self._outcomes.reply(invocation.control.reply_to, outcome)
-        if attempt.record is not None:
+        if attempt.measured:
             self._usage.add(*invocation.function.key, *_records_of(attempt))
         await self._emit(invocation, outcome)
         _log_end(invocation, outcome)
@@ -253,7 +254,7 @@ class Dispatcher:
     # ------------------------------------------------------------ both
 
     def _delay_s(self, invocation: Invocation, attempt: Attempt) -> float | None:
-        if attempt.record is None:
+        if not attempt.measured:
             return None
         return retry.delay_s(
             invocation.function.spec.retry, attempt.ended, attempts=invocation.billable_attempts + 1, random=random.random()
@@ -306,7 +307,7 @@ def _outcome(invocation: Invocation, attempt: Attempt) -> Outcome:
         function=spec.name,
         version=invocation.function.version,
         event_id=invocation.event.id,
-        attempt=invocation.attempts + (attempt.record is not None),
+        attempt=invocation.attempts + attempt.measured,
         ended=attempt.ended,
         phases=attempt.phases,
         depth=invocation.control.depth,
@@ -325,6 +326,8 @@ def _names(invocation: Invocation) -> dict[str, str]:
 def _log_end(invocation: Invocation, outcome: Outcome) -> None:
     """A success is a line only where someone looks closely; any other end always is."""
     ended, phases = outcome.ended, outcome.phases
+    if not ended.reason and not log.is_enabled_for(logging.DEBUG):
+        return  # thousands a second: the fields alone would cost what they tell
     write = log.info if ended.reason else log.debug
     write(
         "invocation.finished",

@@ -9,14 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
-import msgspec
-
-from faas.budget.prices import PriceTable
 from faas.errors import ColdStartFailed, EnvironmentFailed, ProtocolError, WorkerLost
-from faas.model import Ended, Event, Invocation, Phases, UsageRecord
+from faas.model import Ended, Event, Invocation, Phases
+from faas.pool.metering import Attempted, Billing, Meter
 from faas.pool.pool import Lease, WorkerPool
 from faas.units import format_duration, format_size
 from faas.worker import wire
@@ -24,46 +20,43 @@ from faas.worker import wire
 DEPTH_LIMIT = 16
 """Events caused by events caused by events: beyond so many, a loop is likelier than a purpose."""
 
-_encode_record = msgspec.json.Encoder().encode
 
-
-@dataclass(slots=True)
 class Attempt:
-    """How an attempt ended, and its encoded usage records; `record` is None where no worker got it."""
+    """How an attempt ended. `record` and `load_record` are None where no worker got it; both are made when first asked for."""
 
-    ended: Ended
-    phases: Phases
-    record: bytes | None = None
-    load_record: bytes | None = None
-    drained: bool = False
+    __slots__ = ("_attempted", "_billing", "_record", "drained", "ended", "phases")
 
+    def __init__(self, ended: Ended, phases: Phases, attempted: Attempted | None = None, billing: Billing | None = None) -> None:
+        self.ended, self.phases = ended, phases
+        self.drained = attempted is not None and attempted.drained
+        self._attempted, self._billing = attempted, billing
+        self._record: bytes | None = None
 
-@dataclass(slots=True)
-class _Meter:
-    """What one attempt used, gathered while it runs."""
+    @property
+    def measured(self) -> bool:
+        """Whether a worker got it, so that it counts and leaves a record."""
+        return self._attempted is not None
 
-    started_at: float
-    cpu_start_us: int
-    load_us: int = 0
-    load_cpu_us: int = 0
-    load_memory_peak_bytes: int = 0
-    loaded_at: float = 0.0
-    run_us: int = 0
-    cpu_us: int = 0
-    memory_peak_bytes: int = 0
+    @property
+    def record(self) -> bytes | None:
+        """The encoded usage record of the attempt; the same bytes however often it is asked for."""
+        if self._record is None and self._attempted is not None and self._billing is not None:
+            self._record = self._billing.record(self._attempted)
+        return self._record
+
+    @property
+    def load_record(self) -> bytes | None:
+        """The encoded usage record of the load that it waited for; None where its worker was warm."""
+        if self._attempted is None or self._billing is None:
+            return None
+        return self._billing.load_record(self._attempted)
 
 
 class Attempts:
     """Runs attempts on the pool's workers. `result_limit_bytes` says what an outcome with so many records can carry."""
 
-    def __init__(
-        self, pool: WorkerPool, prices: PriceTable, *, node: str, bill_loading: bool, result_limit_bytes: Callable[[int], int]
-    ) -> None:
-        self._pool = pool
-        self._prices = prices
-        self._node = node
-        self._bill_loading = bill_loading
-        self._result_limit_bytes = result_limit_bytes
+    def __init__(self, pool: WorkerPool, billing: Billing, *, result_limit_bytes: Callable[[int], int]) -> None:
+        self._pool, self._billing, self._result_limit_bytes = pool, billing, result_limit_bytes
 
     async def run(self, invocation: Invocation) -> Attempt:
         """One attempt, from its place in the queue to its end. Raises Draining where the node stops before it started."""
@@ -96,29 +89,37 @@ class Attempts:
         leased_monotonic = time.monotonic()
         if invocation.on_leased is not None:
             invocation.on_leased()
-        meter = _Meter(started_at=time.time(), cpu_start_us=lease.worker.cpu_us())
-        load = None
+        meter = Meter(started_at=time.time())
+        loaded = None
         ended = None
         if lease.worker.version is None:
             ended = await self._load(lease, invocation, meter)
-            load = ended or Ended()
+            loaded = ended or Ended()
         if ended is None:
             ended = await self._execute(lease, invocation, meter)
+        meter.ended_at = meter.started_at + time.monotonic() - leased_monotonic
         phases = Phases(start=lease.start, queue_us=_queue_us(invocation, leased_monotonic), load_us=meter.load_us, run_us=meter.run_us)
-        return Attempt(
-            ended,
-            phases,
-            record=self._record(lease, invocation, phases, ended, meter),
-            load_record=None if load is None else self._load_record(lease, invocation, phases, load, meter),
+        memory_bytes, cpus, _ = lease.served.limits
+        attempted = Attempted(
+            invocation=invocation,
+            number=invocation.attempts + 1,
+            environment=lease.environment,
+            cpus=cpus,
+            memory_bytes=memory_bytes,
+            phases=phases,
+            ended=ended,
+            loaded=loaded,
+            meter=meter,
             drained=lease.drained,
         )
+        return Attempt(ended, phases, attempted, self._billing)
 
     # ------------------------------------------------------------ the two clocks on a worker
 
-    async def _load(self, lease: Lease, invocation: Invocation, meter: _Meter) -> Ended | None:
+    async def _load(self, lease: Lease, invocation: Invocation, meter: Meter) -> Ended | None:
         """Import the handler and run its `load`, under the loading clock; None where that went well."""
         function, worker = invocation.function, lease.worker
-        began = time.monotonic()
+        began, cpu_start_us = time.monotonic(), worker.cpu_us()
         limit_s = min(function.spec.limits.load_timeout_s, invocation.deadline_monotonic - began)
         try:
             async with asyncio.timeout(limit_s) as scope:
@@ -126,13 +127,11 @@ class Attempts:
         except TimeoutError:
             if not scope.expired():
                 raise
-            meter.load_cpu_us = worker.cpu_us() - meter.cpu_start_us
-            meter.load_memory_peak_bytes = worker.memory_peak_bytes()
+            meter.load_cpu_us, meter.load_memory_peak_bytes = worker.cpu_us() - cpu_start_us, worker.memory_peak_bytes()
             worker.kill()  # an import cannot be interrupted
             return Ended(reason="load_timeout", detail=f"not loaded within {format_duration(limit_s)}")
         except (WorkerLost, ProtocolError) as error:
-            meter.load_cpu_us = worker.cpu_us() - meter.cpu_start_us
-            meter.load_memory_peak_bytes = worker.memory_peak_bytes()
+            meter.load_cpu_us, meter.load_memory_peak_bytes = worker.cpu_us() - cpu_start_us, worker.memory_peak_bytes()
             return _crash(error, "while loading")
         finally:
             meter.load_us = round((time.monotonic() - began) * 1e6)
@@ -142,7 +141,7 @@ class Attempts:
             return Ended(reason="load_error", detail=answer.detail, traceback=answer.traceback)
         return None
 
-    async def _execute(self, lease: Lease, invocation: Invocation, meter: _Meter) -> Ended:
+    async def _execute(self, lease: Lease, invocation: Invocation, meter: Meter) -> Ended:
         """Run `handle` once under the execution clock and what is left of the deadline."""
         worker = lease.worker
         began = time.monotonic()
@@ -181,77 +180,6 @@ class Attempts:
                 detail=f"the result has {format_size(len(answer.body))}; the bus carries {format_size(limit_bytes)}",
             )
         return Ended(body=answer.body, content_type=answer.content_type)
-
-    # ------------------------------------------------------------ records
-
-    def _record(self, lease: Lease, invocation: Invocation, phases: Phases, ended: Ended, meter: _Meter) -> bytes:
-        memory_bytes, cpus, _ = lease.served.limits
-        cost = self._prices.cost_nanousd(cpu_us=meter.cpu_us, memory_byte_us=meter.memory_peak_bytes * meter.run_us)
-        reserved = self._prices.reserved_nanousd(timeout_s=invocation.timeout_s, cpus=cpus, memory_bytes=memory_bytes)
-        return _encode_record(
-            UsageRecord(
-                record_id=f"{invocation.id}.{invocation.attempts + 1}",
-                kind="attempt",
-                billable=not lease.drained,
-                invocation_id=invocation.id,
-                attempt=invocation.attempts + 1,
-                tenant=invocation.function.spec.tenant,
-                function=invocation.function.spec.name,
-                version=invocation.function.version,
-                environment=lease.environment.digest,
-                tags=invocation.function.spec.tags,
-                node=self._node,
-                outcome=ended.outcome,
-                reason=ended.reason,
-                started_at=_rfc3339(meter.started_at),
-                ended_at=_rfc3339(time.time()),
-                start=phases.start,
-                queue_us=phases.queue_us,
-                load_us=phases.load_us,
-                run_us=phases.run_us,
-                cpu_us=meter.cpu_us,
-                memory_peak_bytes=meter.memory_peak_bytes,
-                memory_byte_us=meter.memory_peak_bytes * meter.run_us,
-                bytes_in=len(invocation.event.data),
-                bytes_out=len(ended.body),
-                cost_nanousd=min(cost, reserved),
-                price_version=self._prices.version,
-            )
-        )
-
-    def _load_record(self, lease: Lease, invocation: Invocation, phases: Phases, ended: Ended, meter: _Meter) -> bytes:
-        """Loading is a record of its own: it costs only where `bill_loading` says so, and never makes a cold start dearer than a warm one."""
-        cost = self._prices.cost_nanousd(cpu_us=meter.load_cpu_us, memory_byte_us=0) if self._bill_loading else 0
-        return _encode_record(
-            UsageRecord(
-                record_id=f"{invocation.id}.{invocation.attempts + 1}.load",
-                kind="load",
-                billable=self._bill_loading,
-                invocation_id=invocation.id,
-                attempt=invocation.attempts + 1,
-                tenant=invocation.function.spec.tenant,
-                function=invocation.function.spec.name,
-                version=invocation.function.version,
-                environment=lease.environment.digest,
-                tags=invocation.function.spec.tags,
-                node=self._node,
-                outcome=ended.outcome,
-                reason=ended.reason,
-                started_at=_rfc3339(meter.started_at),
-                ended_at=_rfc3339(meter.loaded_at),
-                start=phases.start,
-                queue_us=phases.queue_us,
-                load_us=phases.load_us,
-                run_us=0,
-                cpu_us=meter.load_cpu_us,
-                memory_peak_bytes=meter.load_memory_peak_bytes,
-                memory_byte_us=0,
-                bytes_in=0,
-                bytes_out=0,
-                cost_nanousd=cost,
-                price_version=self._prices.version,
-            )
-        )
 
 
 def refusal_of(invocation: Invocation) -> Ended | None:
@@ -304,7 +232,3 @@ def _invoke(invocation: Invocation, left_s: float) -> wire.Invoke:
 
 def _queue_us(invocation: Invocation, now_monotonic: float) -> int:
     return invocation.waited_us + round((now_monotonic - invocation.received_monotonic) * 1e6)
-
-
-def _rfc3339(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
