@@ -36,6 +36,7 @@ from faas.gateway.health import HealthServer
 from faas.intake import Intake
 from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
+from faas.pool.metering import Billing
 from faas.pool.pool import WorkerPool
 from faas.pool.process import ProcessBackend
 from faas.pool.worker import Worker
