@@ -80,7 +80,7 @@ class Intake:
         self._inlets.append(inlet)
         tenant, name = function.key
         for consumer in consumers:
-            inlet.pullers.append(await Puller.start(self._bus, consumer, partial(self._deliver, inlet), self._group))
+            inlet.pullers.append(await Puller.start(self._bus, consumer, partial(self._deliver, inlet), group=self._group))
         self._refill(inlet)
         for trigger in function.spec.triggers:
             if trigger.delivery == "at-most-once":

@@ -60,16 +60,14 @@ POLLING_ALLOWED = {
 BROAD_ALLOWED = {
     "bus/connection.py:Subscription._receive": "total: an exception here would end the reading of its subject for ever",
     "bus/connection.py:Bus._announce": "total, as nats-py's callbacks must be",
-    "bus/connection.py:Bus._connect": "gives up a client that is broken already; what it says about it changes nothing",
-    "bus/connection.py:Bus._watch": "as in _connect",
-    "bus/connection.py:Bus._close": "as in _connect",
+    "bus/connection.py:_give_up": "gives up a client that is broken already; what it says about it changes nothing",
     "worker/loader.py:_hints": "the author's annotations may name what exists only for a type checker",
     "worker/loader.py:_schema": "no schema is no reason not to run",
     "worker/serve.py:_load": "the author's code: whatever it raises is the end of its load",
     "worker/serve.py:_invoke": "the author's code: whatever it raises is the end of its attempt",
     "worker/serve.py:_sentence": "an author's __str__ may raise too",
     "worker/serve.py:_flush": "an author may have closed or replaced the streams",
-    "worker/zygote.py:_guarded": "the end of a forked process, which must not run on in its parent's stack",
+    "worker/zygote.py:_live": "the end of a forked process, which must not run on in its parent's stack",
 }
 """`file:function` -> why it catches everything without raising it again; beside these, one such place is left to the package."""
 

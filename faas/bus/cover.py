@@ -31,34 +31,53 @@ def filters(spec: FunctionSpec) -> list[str]:
     return sorted([*durable_subjects(spec), subjects.submit(spec.tenant, spec.name)])
 
 
+def kept(present: Iterable[str], wanted: Iterable[str], in_use: Iterable[str]) -> list[str]:
+    """The subjects of the stream that stay: all of them, since another node may use them, but those that overlap in part with what is
+    `wanted` now and that no other function's consumer has `in_use`: they are left from a trigger that has been changed."""
+    wanted, in_use = list(wanted), list(in_use)
+    return [
+        subject
+        for subject in present
+        if subject.startswith(subjects.RUNTIME_PREFIX)
+        or not any(partly(subject, other) for other in wanted)
+        or any(subjects.overlaps(subject, other) for other in in_use)
+    ]
+
+
 def cover(specs: Sequence[FunctionSpec], present: Iterable[str] = ()) -> Cover:
     """The subjects for these functions, in the order of their registration; `present` are those that the stream has and keeps."""
+    present = list(present)
+    submits = [subject for subject in present if subject.startswith(subjects.RUNTIME_PREFIX)]
     owners: list[tuple[str, str]] = [(subject, "") for subject in present if not subject.startswith(subjects.RUNTIME_PREFIX)]
     result = Cover()
-    kept: list[str] = [subject for subject, _ in owners]
-    submits = [subject for subject in present if subject.startswith(subjects.RUNTIME_PREFIX)]
     for spec in specs:
         own = durable_subjects(spec)
         conflict = _conflict(own, owners)
         if conflict is not None:
             result.conflicts[(spec.tenant, spec.name)] = conflict
             continue
-        owners += [(subject, spec.name) for subject in own]
-        kept += own
+        owners += [(subject, spec.name if spec.tenant == "default" else f"{spec.tenant}/{spec.name}") for subject in own]
         submits.append(subjects.submit(spec.tenant, spec.name))
-    result.subjects = subjects.reduce_by_containment(kept) + list(dict.fromkeys(submits))
+    result.subjects = subjects.reduce_by_containment([subject for subject, _ in owners]) + list(dict.fromkeys(submits))
     return result
+
+
+def partly(one: str, other: str) -> bool:
+    """Whether two subjects overlap and neither contains the other: one stream cannot hold both."""
+    return subjects.overlaps(one, other) and not subjects.contains(one, other) and not subjects.contains(other, one)
 
 
 def _conflict(own: list[str], owners: list[tuple[str, str]]) -> str | None:
     for index, subject in enumerate(own):
-        others = [*owners, *((other, "") for other in own[:index])]
-        for other, owner in others:
-            partly = subjects.overlaps(subject, other) and not subjects.contains(subject, other) and not subjects.contains(other, subject)
-            if partly:
-                whose = f"of the function {owner}" if owner else "that the stream or this function has already"
+        if problem := subjects.problem_with(subject):
+            return f"{subject}: {problem}"
+        for other, owner in [*owners, *((other, "this function") for other in own[:index])]:
+            if partly(subject, other):
+                whose = (
+                    "of this function" if owner == "this function" else f"of the function {owner}" if owner else "of a function elsewhere"
+                )
                 return (
-                    f"the subject {subject} overlaps in part with {other} {whose}, and one stream cannot hold both; "
-                    'make one contain the other, or set delivery = "at-most-once"'
+                    f"the subject {subject} overlaps in part with {other} {whose}, and one stream cannot hold both; make one contain the "
+                    'other, or set delivery = "at-most-once" (a stream of your own, stream = "...", is not supported yet)'
                 )
     return None

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import structlog
 
-from faas.bus.connection import Bus, Message, Subscription
-from faas.bus.streams import Consumer
+from faas.bus.connection import ApiError, Bus, Message, Subscription
+from faas.bus.streams import Consumer, restore_consumer
 from faas.errors import BusUnavailable
 
 log = structlog.get_logger()
@@ -25,17 +26,19 @@ EXPIRES_S = 120.0
 HEARTBEAT_S = 15.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 5.0
 """Without a back-off a missing consumer is asked thousands of times a second."""
+ALL_PULLS_ENDED = ("Consumer Deleted", "Leadership Change", "Server Shutdown")
+"""409s that end every pull of a consumer; any other one ends the pull that it answers."""
 
 
 class Delivery:
     """One message of a stream, leased to this node until it is acknowledged, given back, or `lost`."""
 
     __slots__ = (
-        "_bus", "_extended_monotonic", "ack_wait_s", "consumer", "data", "headers", "may_repeat", "num_delivered", "pending", "reply",
+        "_bus", "_extended_monotonic", "_unsettled", "ack_wait_s", "consumer", "data", "headers", "may_repeat", "num_delivered", "pending", "reply",
         "sequence", "stored_at_ns", "stream", "subject",
     )  # fmt: skip
 
-    def __init__(self, bus: Bus, message: Message, consumer: Consumer) -> None:
+    def __init__(self, bus: Bus, message: Message, consumer: Consumer, *, unsettled: set[int]) -> None:
         tokens = message.reply.split(".")
         # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<ns>.<pending>; newer servers put domain and account before.
         offset = 2 if len(tokens) == 9 else 4
@@ -46,6 +49,8 @@ class Delivery:
         self.stored_at_ns, self.pending = int(tokens[offset + 5]), int(tokens[offset + 6])
         self.ack_wait_s, self.may_repeat = consumer.ack_wait_s, consumer.may_repeat
         self._extended_monotonic = time.monotonic()
+        self._unsettled = unsettled
+        unsettled.add(self.sequence)
 
     @property
     def stored_at(self) -> float:
@@ -60,26 +65,36 @@ class Delivery:
     def lost(self) -> bool:
         return self.is_lost(time.monotonic())
 
-    async def _say(self, word: bytes) -> None:
-        if not self.lost:  # a late word would act on another node's delivery
-            await self._bus.publish(self.reply, word)
+    def mark_lost(self) -> None:
+        """From now on it is another node's, and nothing more is said about it."""
+        self._extended_monotonic = -math.inf
 
     async def ack(self) -> None:
         """Done; where an outcome is stored a lost acknowledgement costs a look-up, not a run."""
-        await self._say(b"+ACK")
+        if not self.lost:
+            self._unsettled.discard(self.sequence)
+            await self._bus.publish(self.reply, b"+ACK")
 
     async def ack_sync(self) -> None:
         """Done, and the server has said so. Raises BusUnavailable."""
         if not self.lost:
             await self._bus.request(self.reply, b"+ACK")
+            self._unsettled.discard(self.sequence)
 
     async def nak(self, delay_s: float = 0.0) -> None:
-        """Give it back, to come again after so long."""
+        """Give it back, to come again after so long; where the bus is away it comes again by itself."""
         await self._say(b"-NAK " + json.dumps({"delay": round(delay_s * 1e9)}).encode() if delay_s > 0 else b"-NAK")
 
     async def term(self, reason: str) -> None:
         """Never deliver it again; the reason is in the server's advisory."""
-        await self._say(b"+TERM " + " ".join(reason.split())[:200].encode())
+        if not self.lost and self._bus.connected:
+            self._unsettled.discard(self.sequence)
+        await self._say(b"+TERM " + " ".join(reason.split())[:200].encode("utf-8", "replace"))
+
+    async def _say(self, word: bytes) -> None:
+        # A late word would act on another node's delivery, and one that waits for the connection may be late when it goes out.
+        if not self.lost and self._bus.connected:
+            await self._bus.publish(self.reply, word)
 
     async def extend(self, now_monotonic: float) -> None:
         """A sign of life; it counts only where it can arrive."""
@@ -130,6 +145,7 @@ class Heartbeats:
             now = self._clock()
             if delivery.is_lost(now):
                 log.warning("delivery.lost", stream=delivery.stream, consumer=delivery.consumer, sequence=delivery.sequence)
+                delivery.mark_lost()
                 on_lost = self._live.pop(delivery, None)
                 if on_lost is not None:
                     on_lost()
@@ -141,27 +157,31 @@ class Heartbeats:
 
 
 class Puller:
-    """Keeps as many messages asked for as `want` says. Made by `start`, ended by `stop`; its pulls are tasks of the group given."""
+    """Keeps as many messages asked for as `want` says. Made by `start`, ended by `stop`; its pulls are tasks of the group given.
 
-    def __init__(self, bus: Bus, consumer: Consumer, on_delivery: Callable[[Delivery], None], group: asyncio.TaskGroup) -> None:
+    No more than that arrive; only after a connection was cut may pulls of before it be answered too, within `EXPIRES_S`.
+    """
+
+    def __init__(self, bus: Bus, consumer: Consumer, on_delivery: Callable[[Delivery], None], *, group: asyncio.TaskGroup) -> None:
         self._bus, self.consumer, self._on_delivery, self._group = bus, consumer, on_delivery, group
-        self._inbox = bus.new_inbox()
+        self._inbox = f"{bus.new_inbox()}."
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
         self._loop = asyncio.get_running_loop()
-        self._wanted = 0
-        self._asked = 0
+        self._wanted = self._asked = 0
         self._heard_monotonic = time.monotonic()
         self._backoff_s = FIRST_BACKOFF_S
         self._resting: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
-        self._stopped = False
+        self._stopped = self._missing = False
+        self._seen = consumer.floor
+        self._unsettled: set[int] = set()
 
     @classmethod
-    async def start(cls, bus: Bus, consumer: Consumer, on_delivery: Callable[[Delivery], None], group: asyncio.TaskGroup) -> Puller:
+    async def start(cls, bus: Bus, consumer: Consumer, on_delivery: Callable[[Delivery], None], *, group: asyncio.TaskGroup) -> Puller:
         """A puller that asks for nothing yet."""
-        puller = cls(bus, consumer, on_delivery, group)
-        puller._subscription = await bus.subscribe(puller._inbox, puller._receive)
+        puller = cls(bus, consumer, on_delivery, group=group)
+        puller._subscription = await bus.subscribe(f"{puller._inbox}*", puller._receive)
         bus.on_reconnect.append(puller._renew)
         puller._check()
         return puller
@@ -182,38 +202,53 @@ class Puller:
         self._wanted = messages
         self._ask()
 
+    @property
+    def floor(self) -> int:
+        """The sequence up to which all that came here is settled."""
+        return min(self._unsettled) - 1 if self._unsettled else self._seen
+
     def _ask(self) -> None:
         missing = self._wanted - self._asked
-        if missing > 0 and self._resting is None and not self._stopped:
+        if missing > 0 and self._resting is None and not self._stopped and self._bus.connected:
             self._asked += missing
-            body = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (missing, EXPIRES_S * 1e9, HEARTBEAT_S * 1e9)
-            self._group.create_task(self._pull(body))
+            self._group.create_task(self._pull(missing))
 
-    async def _pull(self, body: bytes) -> None:
+    async def _pull(self, batch: int) -> None:
+        body = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (batch, EXPIRES_S * 1e9, HEARTBEAT_S * 1e9)
         try:
-            await self._bus.publish(self._next, body, reply=self._inbox)
+            await self._bus.publish(self._next, body, reply=f"{self._inbox}{batch}")
         except BusUnavailable:
+            self._asked = max(0, self._asked - batch)
             self._rest()
 
     def _receive(self, message: Message) -> None:
         self._heard_monotonic = time.monotonic()
-        if message.status == 0:
-            self._asked = max(0, self._asked - 1)
-            self._backoff_s = FIRST_BACKOFF_S
-            self._on_delivery(Delivery(self._bus, message, self.consumer))
-        elif message.status != 100:
-            self._end(message)
+        if message.subject.startswith(self._inbox):  # not by its status alone: an event may have a header of that name
+            if message.status not in (0, 100):
+                self._end(message)
+            return
+        delivery = Delivery(self._bus, message, self.consumer, unsettled=self._unsettled)
+        self._asked = max(0, self._asked - 1)
+        self._seen = max(self._seen, delivery.sequence)
+        self._backoff_s = FIRST_BACKOFF_S
+        self._on_delivery(delivery)
 
     def _end(self, message: Message) -> None:
         """A pull has ended without all that it asked for: 408 and 409 say how many are open, 503 that nobody serves the consumer."""
         headers = message.headers or {}
-        self._asked = max(0, self._asked - int(headers.get("Nats-Pending-Messages", self._asked)))
+        reason = headers.get("Description", "")
+        if "Nats-Pending-Messages" in headers:
+            self._asked -= int(headers["Nats-Pending-Messages"])
+        elif reason.startswith(ALL_PULLS_ENDED) or message.status == 503:
+            self._asked = 0
+        else:  # this pull alone was refused, and got nothing
+            self._asked -= int(message.subject.removeprefix(self._inbox))
+        self._asked = max(0, self._asked)
         if message.status == 408:
             self._ask()
             return
-        log.warning("pull.ended", consumer=self.consumer.name, status=message.status, reason=headers.get("Description", ""))
-        if message.status == 503:
-            self._asked = 0
+        log.warning("pull.ended", consumer=self.consumer.name, status=message.status, reason=reason)
+        self._missing = self._missing or message.status == 503 or reason.startswith("Consumer Deleted")
         self._rest()
 
     def _rest(self) -> None:
@@ -223,7 +258,25 @@ class Puller:
 
     def _rested(self) -> None:
         self._resting = None
-        self._ask()
+        if self._missing:
+            self._group.create_task(self._restore())
+        else:
+            self._ask()
+
+    async def _restore(self) -> None:
+        """Nobody serves the consumer: it was deleted, or the server has only just started."""
+        try:
+            restored = await restore_consumer(self._bus, self.consumer, self.floor)
+        except (ApiError, BusUnavailable) as error:
+            log.warning("pull.not_restored", consumer=self.consumer.name, error=str(error))
+            self._rest()
+            return
+        self._missing = False
+        if restored:
+            self._ask()
+        else:
+            log.info("pull.drained", consumer=self.consumer.name)
+            self._stopped = True
 
     def _renew(self) -> None:
         """The server has forgotten what was asked for."""

@@ -45,7 +45,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class EmbeddedServer:
     """A nats-server of this node alone. `open` it; `url` holds its token."""
 
-    def __init__(self, config: BusConfig, folder: Path, host: str, port: int, token: str) -> None:
+    def __init__(self, config: BusConfig, folder: Path, *, host: str, port: int, token: str) -> None:
         self._config, self._folder, self._host, self._port, self._token = config, folder, host, port, token
         self._binary = ""
         self._process: asyncio.subprocess.Process | None = None
@@ -56,7 +56,7 @@ class EmbeddedServer:
     @asynccontextmanager
     async def open(cls, config: BusConfig, *, state: Path, host: str, port: int, token: str) -> AsyncIterator[EmbeddedServer]:
         """Start it, wait until it answers, and start it again should it end by itself. Raises ServerFailed."""
-        server = cls(config, state / "nats", host, port, token)
+        server = cls(config, state / "nats", host=host, port=port, token=token)
         await asyncio.to_thread(server._prepare)
         try:
             await server._start()

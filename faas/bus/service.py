@@ -55,6 +55,7 @@ class _EndpointStats(Struct, frozen=True, kw_only=True):
     last_error: str
     processing_time: int  # nanoseconds
     average_processing_time: int
+    data: None = None  # optional in ADR-32; nats-py's own reader wants the key
 
 
 class _Stats(_Named, frozen=True, kw_only=True):
@@ -86,10 +87,10 @@ class Endpoint:
 class Service:
     """This node's instance of the service. `open` it, add endpoints, `stop` it before the node drains."""
 
-    def __init__(self, bus: Bus, node: str, version: str, group: asyncio.TaskGroup) -> None:
+    def __init__(self, bus: Bus, *, node: str, version: str, group: asyncio.TaskGroup) -> None:
         self._bus, self._id, self._version, self._group = bus, node, version, group
         self._started = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, Endpoint] = {}  # by subject: two names may be one text
         self._verbs: list[Subscription] = []
 
     @classmethod
@@ -97,23 +98,33 @@ class Service:
     async def open(cls, bus: Bus, *, node: str, version: str) -> AsyncIterator[Service]:
         """Answer PING, INFO and STATS for all, for the service's name, and for this instance alone."""
         async with asyncio.TaskGroup() as group:
-            service = cls(bus, node, version, group)
+            service = cls(bus, node=node, version=version, group=group)
             for verb, answer in (("PING", service._ping), ("INFO", service._info), ("STATS", service._stats)):
                 for suffix in ("", f".{subjects.SERVICE}", f".{subjects.SERVICE}.{node}"):
                     service._verbs.append(await bus.subscribe(f"$SRV.{verb}{suffix}", partial(service._reply, answer)))
-            yield service
+            try:
+                yield service
+            finally:
+                await service.stop()
 
     async def add_endpoint(self, name: str, subject: str, callback: Callback) -> Endpoint:
         """Take a function's requests from now on; the callback starts each and returns at once, so that they run side by side."""
         endpoint = Endpoint(name, subject, await self._bus.subscribe(subject, callback, queue=QUEUE))
-        self._endpoints[name] = endpoint
+        self._endpoints[subject] = endpoint
         return endpoint
 
+    async def remove_endpoint(self, subject: str) -> None:
+        """Take no more requests on this subject; those that have come in are still handed to its callback."""
+        endpoint = self._endpoints.pop(subject, None)
+        if endpoint is not None:
+            await endpoint.subscription.unsubscribe()
+
     async def stop(self) -> None:
-        """Take no more requests, and be found no longer."""
-        for subscription in [*self._verbs, *(endpoint.subscription for endpoint in self._endpoints.values())]:
-            await subscription.unsubscribe()
-        self._endpoints.clear()
+        """Be found no longer, and take no more requests."""
+        while self._verbs:
+            await self._verbs.pop().unsubscribe()
+        for subject in list(self._endpoints):
+            await self.remove_endpoint(subject)
 
     def _reply(self, answer: Callable[[], Struct], message: Message) -> None:
         if message.reply:

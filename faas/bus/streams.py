@@ -6,7 +6,7 @@ Knows their configuration and nothing of what is in them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from faas import subjects
 from faas.bus.connection import ApiError, Bus
-from faas.bus.cover import cover, durable_subjects, filters
+from faas.bus.cover import cover, durable_subjects, filters, kept
 from faas.config import BusConfig
 from faas.errors import BusUnavailable
 from faas.model import FunctionSpec
@@ -27,9 +27,11 @@ OUTCOMES_LIMIT = 500_000
 USAGE_AGE_S = 400 * DAY_S
 DEAD_AGE_S = 14 * DAY_S
 GIB = 2**30
+OWNER = "faas-function"
+"""Metadata of a consumer: whose it is."""
 ACKS_PENDING = 1000
 PULLS_WAITING = 512
-NOT_FOUND_STREAM = 10059
+NO_STREAM, NO_CONSUMER = 10059, 10014
 
 
 class StreamConfig(Struct, frozen=True, kw_only=True):
@@ -66,12 +68,18 @@ class ConsumerConfig(Struct, frozen=True, kw_only=True):
 
 
 class Consumer(Struct, frozen=True, kw_only=True):
-    """A consumer to pull from. `may_repeat`: another consumer of the same function may deliver the same event."""
+    """A consumer to pull from. `may_repeat`: another consumer of the same function may deliver the same event.
+
+    `floor` is the sequence up to which all was settled when the node started; `config` is what it is made again from
+    should it vanish, None where it only drains.
+    """
 
     stream: str
     name: str
     ack_wait_s: float
     may_repeat: bool = False
+    floor: int = 0
+    config: ConsumerConfig | None = None
 
 
 class _ConfigSeen(Struct):
@@ -89,23 +97,39 @@ class _ConfigSeen(Struct):
     allow_direct: bool = False
 
 
+class _State(Struct):
+    last_seq: int = 0
+
+
 class _StreamSeen(Struct):
     config: _ConfigSeen
+    state: _State = _State()
 
 
-class _ConsumerConfigSeen(Struct):
-    ack_wait: int = 0
-    max_ack_pending: int = 0
-    filter_subjects: tuple[str, ...] = ()
-    filter_subject: str = ""
-    metadata: dict[str, str] = {}
+class _Place(Struct):
+    stream_seq: int = 0
 
 
 class _ConsumerSeen(Struct):
     name: str
-    config: _ConsumerConfigSeen
+    config: dict[str, Any]
+    delivered: _Place = _Place()
+    ack_floor: _Place = _Place()
     num_pending: int = 0
     num_ack_pending: int = 0
+
+    @property
+    def function(self) -> str:
+        """`<tenant>/<function>`, as we wrote it."""
+        return str((self.config.get("metadata") or {}).get(OWNER, ""))
+
+    @property
+    def filters(self) -> list[str]:
+        return [*(self.config.get("filter_subjects") or ()), *filter(None, [self.config.get("filter_subject")])]
+
+    @property
+    def has_backlog(self) -> bool:
+        return bool(self.num_pending or self.num_ack_pending)
 
 
 class _ConsumerPage(Struct):
@@ -136,8 +160,11 @@ async def declare(bus: Bus, specs: Sequence[FunctionSpec], config: BusConfig, *,
                     'set delivery = "at-most-once", or use another subject'
                 )
     usable = [spec for spec in specs if (spec.tenant, spec.name) not in conflicts]
-    present = await _stream(bus, subjects.EVENTS)
-    covered = cover(usable, present.subjects if present is not None else ())
+    found = await _stream(bus, subjects.EVENTS)
+    own = {_owner(spec) for spec in usable}
+    elsewhere = [subject for consumer in (await _consumers(bus)).values() if consumer.function not in own for subject in consumer.filters]
+    wanted = [subject for spec in usable for subject in durable_subjects(spec)]
+    covered = cover(usable, kept(found.config.subjects, wanted, elsewhere) if found is not None else ())
     conflicts |= covered.conflicts
     for stream in _streams(covered.subjects, config, store_bytes):
         if stream.subjects:
@@ -182,11 +209,15 @@ def _streams(events: list[str], config: BusConfig, store_bytes: int | None) -> l
     ]
 
 
-async def _stream(bus: Bus, name: str) -> _ConfigSeen | None:
+def _owner(spec: FunctionSpec) -> str:
+    return f"{spec.tenant}/{spec.name}"
+
+
+async def _stream(bus: Bus, name: str) -> _StreamSeen | None:
     try:
-        return (await bus.api(f"STREAM.INFO.{name}", None, _StreamSeen)).config
+        return await bus.api(f"STREAM.INFO.{name}", None, _StreamSeen)
     except ApiError as error:
-        if error.number == NOT_FOUND_STREAM:
+        if error.number == NO_STREAM:
             return None
         raise
 
@@ -196,7 +227,7 @@ async def _ensure_stream(bus: Bus, wanted: StreamConfig) -> None:
     try:
         if seen is None:
             await bus.api(f"STREAM.CREATE.{wanted.name}", wanted, _Anything)
-        elif _differs(wanted, seen):
+        elif _differs(wanted, seen.config):
             # Read, change, write: what an administrator has set besides stays.
             whole = (await bus.api(f"STREAM.INFO.{wanted.name}", None, dict[str, Any]))["config"]
             await bus.api(f"STREAM.UPDATE.{wanted.name}", {**whole, **msgspec.to_builtins(wanted)}, _Anything)
@@ -216,28 +247,54 @@ async def stream_capturing(bus: Bus, subject: str, *, but: str = "") -> str | No
 
 
 async def ensure_consumers(bus: Bus, specs: Iterable[FunctionSpec], config: BusConfig) -> dict[tuple[str, str], list[Consumer]]:
-    """The consumers to pull each function from: its own, made where it is missing, and older ones with another filter while they have a backlog."""
+    """The consumers to pull each function from: its own, made where it is missing, and older ones with another filter while they have a backlog.
+
+    Raises BusUnavailable in the server's words.
+    """
+    stream = await _stream(bus, subjects.EVENTS)
+    last = stream.state.last_seq if stream is not None else 0
     seen = await _consumers(bus)
     found = {}
     for spec in specs:
         wanted = _consumer(spec, config)
-        own = seen.get(wanted.durable_name)
-        if own is None or own.config.ack_wait != wanted.ack_wait or own.config.max_ack_pending != wanted.max_ack_pending:
-            await _write_consumer(bus, wanted)
-        older = [
-            other
-            for other in seen.values()
-            if other.config.metadata.get("faas-function") == f"{spec.tenant}/{spec.name}" and other.name != wanted.durable_name
-        ]
-        draining = [other.name for other in older if other.num_pending or other.num_ack_pending]
-        for other in older:
-            if other.name not in draining:
+        own = await _ensure_consumer(bus, wanted, seen.get(wanted.durable_name))
+        draining = []
+        for other in [o for o in seen.values() if o.function == _owner(spec) and o.name != wanted.durable_name]:
+            # Read again: what came in before the new consumer stood is with the old one alone.
+            if (await bus.api(f"CONSUMER.INFO.{subjects.EVENTS}.{other.name}", None, _ConsumerSeen)).has_backlog:
+                draining.append(Consumer(stream=subjects.EVENTS, name=other.name, ack_wait_s=config.ack_wait_s, may_repeat=True))
+            else:
                 await bus.api(f"CONSUMER.DELETE.{subjects.EVENTS}.{other.name}", None, _Anything)
-        names = [wanted.durable_name, *draining]
-        found[(spec.tenant, spec.name)] = [
-            Consumer(stream=subjects.EVENTS, name=name, ack_wait_s=config.ack_wait_s, may_repeat=len(names) > 1) for name in names
-        ]
+        floor = own.ack_floor.stream_seq if own.has_backlog else max(last, own.delivered.stream_seq)
+        mine = Consumer(
+            stream=subjects.EVENTS,
+            name=own.name,
+            ack_wait_s=config.ack_wait_s,
+            may_repeat=bool(draining),
+            floor=floor,
+            config=wanted,
+        )
+        found[(spec.tenant, spec.name)] = [mine, *draining]
     return found
+
+
+async def restore_consumer(bus: Bus, consumer: Consumer, floor: int) -> bool:
+    """Make a consumer that has vanished again, behind `floor`; the outcome guard absorbs what it delivers twice.
+
+    False: it only drained, and is not needed. Raises ApiError where its stream is gone too, BusUnavailable.
+    """
+    try:
+        await bus.api(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}", None, _Anything)
+    except ApiError as error:
+        if error.number != NO_CONSUMER:
+            raise
+    else:
+        return True
+    if consumer.config is None:
+        return False
+    config = {**msgspec.to_builtins(consumer.config), "deliver_policy": "by_start_sequence", "opt_start_seq": floor + 1}
+    await _write_consumer(bus, consumer.name, config)
+    return True
 
 
 async def _consumers(bus: Bus) -> dict[str, _ConsumerSeen]:
@@ -246,7 +303,7 @@ async def _consumers(bus: Bus) -> dict[str, _ConsumerSeen]:
         try:
             page = await bus.api(f"CONSUMER.LIST.{subjects.EVENTS}", {"offset": len(found)}, _ConsumerPage)
         except ApiError as error:
-            if error.number == NOT_FOUND_STREAM:
+            if error.number == NO_STREAM:
                 return {}
             raise
         found |= {consumer.name: consumer for consumer in page.consumers or ()}
@@ -262,13 +319,21 @@ def _consumer(spec: FunctionSpec, config: BusConfig) -> ConsumerConfig:
         durable_name=f"{spec.tenant}-{spec.name}-{digest}",
         filter_subjects=filtered,
         ack_wait=round(config.ack_wait_s * 1e9),
-        metadata={"faas-function": f"{spec.tenant}/{spec.name}"},
+        metadata={OWNER: _owner(spec)},
     )
 
 
-async def _write_consumer(bus: Bus, wanted: ConsumerConfig) -> None:
-    request = {"stream_name": subjects.EVENTS, "config": wanted}
+async def _ensure_consumer(bus: Bus, wanted: ConsumerConfig, seen: _ConsumerSeen | None) -> _ConsumerSeen:
+    if seen is None:
+        return await _write_consumer(bus, wanted.durable_name, msgspec.to_builtins(wanted))
+    changes = {name: getattr(wanted, name) for name in ("ack_wait", "max_ack_pending", "max_deliver")}
+    if any(seen.config.get(name) != value for name, value in changes.items()):
+        return await _write_consumer(bus, seen.name, {**seen.config, **changes})
+    return seen
+
+
+async def _write_consumer(bus: Bus, name: str, config: Mapping[str, object]) -> _ConsumerSeen:
     try:
-        await bus.api(f"CONSUMER.CREATE.{subjects.EVENTS}.{wanted.durable_name}", request, _Anything)
+        return await bus.api(f"CONSUMER.CREATE.{subjects.EVENTS}.{name}", {"stream_name": subjects.EVENTS, "config": config}, _ConsumerSeen)
     except ApiError as error:
-        raise BusUnavailable(f"the consumer {wanted.durable_name} cannot be made as it must be: {error.description}") from error
+        raise BusUnavailable(f"the consumer {name} cannot be made as it must be: {error.description}") from error
