@@ -97,7 +97,7 @@ class _ConfigSeen(Struct):
     allow_direct: bool = False
 
 
-class _State(Struct):
+class _State(Struct, frozen=True):
     last_seq: int = 0
 
 
@@ -106,7 +106,7 @@ class _StreamSeen(Struct):
     state: _State = _State()
 
 
-class _Place(Struct):
+class _Place(Struct, frozen=True):
     stream_seq: int = 0
 
 
