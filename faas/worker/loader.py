@@ -36,7 +36,7 @@ class Handler:
     output_schema: str
 
 
-def load(message: wire.Load, directory: str, context: Context) -> Handler:
+def load(message: wire.Load, directory: str, context: Callable[[], Context]) -> Handler:
     """Write, import, construct, run `load`. Whatever the author's code raises passes through."""
     code = _write(message, directory)
     sys.path.insert(0, code)
@@ -48,7 +48,7 @@ def load(message: wire.Load, directory: str, context: Context) -> Handler:
     if inspect.isclass(target):
         instance: Any = target()
         if hasattr(instance, "load"):
-            instance.load(context)
+            instance.load(context())  # made now, since its device depends on what was imported
         target, close = instance.handle, getattr(instance, "close", None)
     if not callable(target):
         raise Unsupported(f"{message.handler} is {type(target).__name__}, no function and no class")

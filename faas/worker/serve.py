@@ -1,4 +1,4 @@
-"""The worker's loop: one function loaded once, then one invocation after the other, on a blocking socket."""
+"""The worker's loop: one function loaded once, then one invocation after the other, on a blocking socket. Knows no process but its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -19,7 +18,7 @@ import msgspec
 from faas.worker import loader, wire
 from faas.worker.context import Context, Reject, Retry
 
-TRACEBACK_BYTES = 8 * 1024
+TRACEBACK_CHARACTERS = 8 * 1024
 DETAIL_CHARACTERS = 2000
 READ_BYTES = 64 * 1024
 
@@ -30,49 +29,37 @@ class Peer:
     def __init__(self, connection: socket.socket, directory: str, name: str) -> None:
         self._connection, self._directory, self._name = connection, directory, name
         self._reader = wire.FrameReader()
-        self._spilled = 0
+        self._sent = 0
 
     def send(self, message: wire.SandboxMessage) -> None:
         """Send one message whole."""
-        self._spilled += 1
-        self._connection.sendall(wire.encode(message, self._directory, f"{self._name}-w{self._spilled}"))
+        self._sent += 1
+        self._connection.sendall(wire.encode(message, self._directory, f"{self._name}-w{self._sent}"))
 
-    def receive(self) -> Iterator[wire.HostMessage]:
-        """Messages until the node closes the connection."""
-        while data := self._connection.recv(READ_BYTES):
-            for body in self._reader.feed(data):
-                message = wire.decode_host(body)
-                if isinstance(message, wire.Spilled):
-                    message = wire.decode_host(wire.read_spilled(message, self._directory, sys.maxsize))
-                yield message
+    def receive_some(self) -> list[wire.HostMessage] | None:
+        """What has come since the last call, perhaps no whole message yet; None once the node has closed the connection."""
+        data = self._connection.recv(READ_BYTES)
+        return [self._read(wire.decode_host(body)) for body in self._reader.feed(data)] if data else None
 
-    def fileno(self) -> int:
-        return self._connection.fileno()
+    def _read(self, message: wire.HostMessage) -> wire.HostMessage:
+        if isinstance(message, wire.Spilled):
+            return wire.decode_host(wire.read_spilled(message, self._directory, sys.maxsize))
+        return message
 
 
 class _Usage:
-    """What this process used since it was made: CPU of itself and of children it waited for, and its peak memory."""
+    """What this process uses from here on: CPU of itself and of children it waited for, peak memory, time."""
 
     def __init__(self) -> None:
         with contextlib.suppress(OSError):
             os.pwrite(_clear_refs(), b"5", 0)  # resets the peak resident size: an attempt does not answer for the one before
-        self._cpu_ns, self._began_ns = _cpu_ns(), time.monotonic_ns()
+        self._cpu_ns = _cpu_ns()
+        self.began_ns = time.monotonic_ns()
 
-    @property
-    def cpu_us(self) -> int:
-        return (_cpu_ns() - self._cpu_ns) // 1000
-
-    @property
-    def memory_peak_bytes(self) -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    def begin(self) -> None:
-        """The clock starts here: what came before was not the author's."""
-        self._began_ns = time.monotonic_ns()
-
-    @property
-    def elapsed_us(self) -> int:
-        return (time.monotonic_ns() - self._began_ns) // 1000
+    def read(self) -> tuple[int, int, int]:
+        """Elapsed us, CPU us, peak bytes so far."""
+        elapsed_ns, cpu_ns = time.monotonic_ns() - self.began_ns, _cpu_ns() - self._cpu_ns
+        return elapsed_ns // 1000, cpu_ns // 1000, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @functools.cache
@@ -90,67 +77,63 @@ def serve(peer: Peer, directory: str) -> None:
     """Wait to be loaded, then run what comes, until the node closes or says so."""
     handler: loader.Handler | None = None
     loaded: wire.Load | None = None
-    for message in peer.receive():
-        if isinstance(message, wire.Load):
-            loaded, handler = message, _load(peer, message, directory)
-            if handler is None:
+    while (messages := peer.receive_some()) is not None:
+        for message in messages:
+            answer: wire.SandboxMessage
+            if isinstance(message, wire.Load) and handler is None:
+                answer, handler = _load(message, directory)
+                loaded = message
+            elif isinstance(message, wire.Invoke) and handler is not None and loaded is not None:
+                answer = _invoke(handler, loaded, message)
+            elif isinstance(message, wire.Close):
+                if handler is not None and handler.close is not None:
+                    handler.close()
                 return
-        elif isinstance(message, wire.Invoke):
-            if handler is None or loaded is None:
-                raise wire.WireError("an invocation before anything was loaded")
-            answer = _invoke(handler, loaded, message)
+            else:
+                raise wire.WireError(f"{type(message).__name__} out of turn")
             _flush()
             peer.send(answer)
-        elif isinstance(message, wire.Close):
-            if handler is not None and handler.close is not None:
-                handler.close()
-            _flush()
-            return
+            if handler is None:
+                return
 
 
-def _load(peer: Peer, message: wire.Load, directory: str) -> loader.Handler | None:
+def _load(message: wire.Load, directory: str) -> tuple[wire.SandboxMessage, loader.Handler | None]:
     scratch = os.path.join(directory, "tmp")
     os.makedirs(scratch, exist_ok=True)
     os.chdir(scratch)
     os.environ["HOME"] = os.environ["TMPDIR"] = scratch
     _log_to_stderr()
     usage = _Usage()
-    handler: loader.Handler | None = None
     try:
-        loaded = handler = loader.load(message, directory, _context(message, None))
+        handler = loader.load(message, directory, functools.partial(_context, message, None))
     except BaseException as error:  # the author's code: SystemExit and KeyboardInterrupt end the load like any error
-        answer: wire.LoadFailed | wire.Loaded = wire.LoadFailed(
-            detail=_encodable(_sentence(error)),
-            traceback=_trace(error),
-            load_us=usage.elapsed_us,
-            cpu_us=usage.cpu_us,
-            memory_peak_bytes=usage.memory_peak_bytes,
-        )
-    else:
-        answer = wire.Loaded(
-            load_us=usage.elapsed_us,
-            cpu_us=usage.cpu_us,
-            memory_peak_bytes=usage.memory_peak_bytes,
-            input_schema=loaded.input_schema,
-            output_schema=loaded.output_schema,
-        )
-    _flush()
-    peer.send(answer)
-    return handler
+        load_us, cpu_us, memory = usage.read()
+        detail = _sentence(error)
+        return wire.LoadFailed(detail=detail, traceback=_trace(error), load_us=load_us, cpu_us=cpu_us, memory_peak_bytes=memory), None
+    load_us, cpu_us, memory = usage.read()
+    answer = wire.Loaded(
+        load_us=load_us,
+        cpu_us=cpu_us,
+        memory_peak_bytes=memory,
+        input_schema=handler.input_schema,
+        output_schema=handler.output_schema,
+    )
+    return answer, handler
 
 
 def _invoke(handler: loader.Handler, loaded: wire.Load, message: wire.Invoke) -> wire.Result | wire.Failed:
     usage = _Usage()
 
-    def failed(reason: str, detail: str, *, trace: str = "", retry_after_s: float | None = None) -> wire.Failed:
+    def failed(reason: str, detail: str, *, trace: str = "", after_s: float | None = None) -> wire.Failed:
+        run_us, cpu_us, memory = usage.read()
         return wire.Failed(
             reason=reason,
             detail=_encodable(detail[:DETAIL_CHARACTERS]),
             traceback=trace,
-            retry_after_s=retry_after_s,
-            run_us=usage.elapsed_us,
-            cpu_us=usage.cpu_us,
-            memory_peak_bytes=usage.memory_peak_bytes,
+            retry_after_s=after_s,
+            run_us=run_us,
+            cpu_us=cpu_us,
+            memory_peak_bytes=memory,
         )
 
     try:
@@ -159,39 +142,33 @@ def _invoke(handler: loader.Handler, loaded: wire.Load, message: wire.Invoke) ->
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             return failed("payload_invalid", _sentence(error, named=False))
         context = _context(loaded, message)
-        usage.begin()
+        usage.began_ns = time.monotonic_ns()  # the execution clock; what came before was not the author's
         result = handler.call(event, context)
     except Reject as error:
         return failed("rejected_by_handler", error.reason)
     except Retry as error:
-        return failed("error", _sentence(error), retry_after_s=error.after_s)
+        return failed("error", _sentence(error), after_s=error.after_s)
     except BaseException as error:  # the author's code: SystemExit, KeyboardInterrupt and MemoryError are failures of this attempt
         return failed("error", _sentence(error), trace=_trace(error))
-    run_us = usage.elapsed_us
+    run_us = usage.read()[0]
     try:
         body, content_type = loader.encode(result)
     except Exception as error:  # whatever an author's type raises while it is encoded
         return failed("result_invalid", f"the result cannot be encoded: {_sentence(error)}")
     if len(body) > loaded.result_limit_bytes:
-        return failed(
-            "result_too_large", f"the result has {len(body)} bytes; limits.payload of the function is {loaded.result_limit_bytes}"
-        )
-    return wire.Result(body=body, content_type=content_type, run_us=run_us, cpu_us=usage.cpu_us, memory_peak_bytes=usage.memory_peak_bytes)
+        detail = f"the result has {len(body)} bytes; limits.payload of the function is {loaded.result_limit_bytes}"
+        return failed("result_too_large", detail)
+    _, cpu_us, memory = usage.read()
+    return wire.Result(body=body, content_type=content_type, run_us=run_us, cpu_us=cpu_us, memory_peak_bytes=memory)
 
 
 def _context(loaded: wire.Load, message: wire.Invoke | None) -> Context:
-    if message is None:
-        return Context(function=loaded.function, tenant=loaded.tenant, tags=loaded.tags, device=_device())
-    return Context(
-        function=loaded.function,
-        tenant=loaded.tenant,
-        tags=loaded.tags,
-        invocation_id=message.invocation_id,
-        attempt=message.attempt,
-        device=_device(),
-        _deadline_monotonic=time.monotonic() + message.remaining_s,
-        _make_event=functools.partial(loader.event_of, message),
-    )
+    context = Context(function=loaded.function, tenant=loaded.tenant, tags=loaded.tags, device=_device())
+    if message is not None:
+        context.invocation_id, context.attempt = message.invocation_id, message.attempt
+        context._deadline_monotonic = time.monotonic() + message.remaining_s
+        context._make_event = functools.partial(loader.event_of, message)
+    return context
 
 
 def _device() -> str:
@@ -209,7 +186,7 @@ def _sentence(error: BaseException, *, named: bool = True) -> str:
         text = str(error)
     except Exception:  # an author's __str__ may raise too
         text = "its message cannot be shown"
-    return (f"{type(error).__name__}: {text}" if named else text)[:DETAIL_CHARACTERS]
+    return _encodable((f"{type(error).__name__}: {text}" if named else text)[:DETAIL_CHARACTERS])
 
 
 def _trace(error: BaseException) -> str:
@@ -218,7 +195,7 @@ def _trace(error: BaseException) -> str:
     while link is not None:
         link.stack[:] = [frame for frame in link.stack if f"{os.sep}faas{os.sep}worker{os.sep}" not in frame.filename]
         link = link.__cause__ or link.__context__  # type: ignore[assignment]
-    return _encodable("".join(whole.format())[-TRACEBACK_BYTES:])
+    return _encodable("".join(whole.format())[-TRACEBACK_CHARACTERS:])
 
 
 def _encodable(text: str) -> str:
@@ -228,8 +205,7 @@ def _encodable(text: str) -> str:
 
 def _log_to_stderr() -> None:
     """Where `ctx.log` writes, whatever the author does to the root logger."""
-    log = logging.getLogger("faas")
-    handler = logging.StreamHandler()
+    log, handler = logging.getLogger("faas"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

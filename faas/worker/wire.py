@@ -97,7 +97,7 @@ class Invoke(_Message, frozen=True, tag="invoke", kw_only=True):
 
 
 class Close(_Message, frozen=True, tag="close", kw_only=True):
-    """Run the handler's `close` and exit; to a zygote: exit, and everything with it."""
+    """To a worker: run the handler's `close` and exit."""
 
 
 # ---------------------------------------------------------------- sandbox -> node
