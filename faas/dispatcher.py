@@ -244,6 +244,7 @@ class Dispatcher:
         outcome = _outcome(invocation, attempt)
         if reply_to:
             await self._outcomes.reply(reply_to, outcome)
+            await asyncio.sleep(0)  # the answer is on its way before anything else is done
         if invocation.control.reply_to:
             await self._outcomes.reply(invocation.control.reply_to, outcome)
         if attempt.measured:

@@ -122,11 +122,8 @@ class Attempts:
         began, cpu_start_us = time.monotonic(), worker.cpu_us()
         limit_s = min(function.spec.limits.load_timeout_s, invocation.deadline_monotonic - began)
         try:
-            async with asyncio.timeout(limit_s) as scope:
-                answer = await worker.load(self._pool.load_message(function))
+            answer = await worker.load(self._pool.load_message(function), timeout_s=max(0.0, limit_s))
         except TimeoutError:
-            if not scope.expired():
-                raise
             meter.load_cpu_us, meter.load_memory_peak_bytes = worker.cpu_us() - cpu_start_us, worker.memory_peak_bytes()
             worker.kill()  # an import cannot be interrupted
             return Ended(reason="load_timeout", detail=f"not loaded within {format_duration(limit_s)}")
@@ -152,11 +149,8 @@ class Attempts:
         limit_s = min(invocation.timeout_s, left_s)
         cpu_start_us = worker.cpu_us()
         try:
-            async with asyncio.timeout(limit_s) as scope:
-                answer = await worker.invoke(_invoke(invocation, left_s))
+            answer = await worker.invoke(_invoke(invocation, left_s), timeout_s=limit_s)
         except TimeoutError:
-            if not scope.expired():
-                raise
             ended = Ended(reason="timeout", detail=f"still running after {format_duration(limit_s)}")
         except (WorkerLost, ProtocolError) as error:
             ended = _crash(error, "while running")

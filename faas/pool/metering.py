@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -31,7 +32,7 @@ class Meter:
     memory_peak_bytes: int = 0
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Attempted:
     """What the records of one attempt are made of, taken down at its end."""
 
@@ -134,4 +135,10 @@ class Billing:
 
 
 def _rfc3339(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    second = int(at)
+    return f"{_second(second)}.{int((at - second) * 1e6):06d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S")

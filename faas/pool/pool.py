@@ -290,8 +290,7 @@ class WorkerPool:
             if start == "warm":
                 served.idle.append(worker)
                 return
-            async with asyncio.timeout(function.spec.limits.load_timeout_s):
-                loaded = await worker.load(self.load_message(function))
+            loaded = await worker.load(self.load_message(function), timeout_s=function.spec.limits.load_timeout_s)
         except (FaasError, TimeoutError) as error:
             log.warning("worker.not_prewarmed", function=function.spec.name, error=str(error) or "load_timeout")
             return
