@@ -117,7 +117,7 @@ class _Forker:
             sandbox = Boot(directory=message.directory, id=message.sandbox, warmup=self._boot.warmup)
             self._fork(message.sandbox, ended, lambda: _zygote(sandbox, isolated))
         elif isinstance(message, wire.Fork):
-            self._fork(message.worker, ended, lambda: _init(self._boot, message.worker, isolated, ended))
+            self._fork(message.worker, ended, lambda: _init(self._boot, message.worker, isolated=isolated, ended=ended))
         else:
             raise wire.WireError(f"{type(message).__name__} is not for a zygote")
 
@@ -157,7 +157,7 @@ class _Forker:
                     self._peer.send(wire.Exited(worker=name, code=code, cpu_us=cpu_us, memory_peak_bytes=used.ru_maxrss * 1024))
 
 
-def _init(boot: Boot, worker: str, isolated: bool, ended: mmap.mmap) -> None:
+def _init(boot: Boot, worker: str, *, isolated: bool, ended: mmap.mmap) -> None:
     """Hold the worker's output and its descendants, and wait for it; what it left behind ends with this process."""
     os.setpgid(0, 0)
     for role, descriptor in (("stdout", 1), ("stderr", 2)):
