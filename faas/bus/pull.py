@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 EXPIRES_S = 120.0
 HEARTBEAT_S = 15.0
+HEARTBEAT_SLACK_S = 1.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 5.0
 """Without a back-off a missing consumer is asked thousands of times a second."""
 ALL_PULLS_ENDED = ("Consumer Deleted", "Leadership Change", "Server Shutdown")
@@ -173,7 +174,7 @@ class Puller:
         self._resting: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
-        self._stopped = self._missing = False
+        self._stopped = self._missing = self._drained = False
         self._seen = consumer.floor
         self._unsettled: set[int] = set()
 
@@ -201,6 +202,16 @@ class Puller:
         """Have so many asked for and not yet delivered; fewer than now takes effect as they arrive."""
         self._wanted = messages
         self._ask()
+
+    @property
+    def asked(self) -> int:
+        """How many messages the server has been asked for and has not sent."""
+        return self._asked
+
+    @property
+    def drained(self) -> bool:
+        """Whether its consumer is gone for good, and nothing will come any more."""
+        return self._drained
 
     @property
     def floor(self) -> int:
@@ -276,7 +287,7 @@ class Puller:
             self._ask()
         else:
             log.info("pull.drained", consumer=self.consumer.name)
-            self._stopped = True
+            self._stopped = self._drained = True
 
     def _renew(self) -> None:
         """The server has forgotten what was asked for."""
@@ -285,8 +296,11 @@ class Puller:
         self._ask()
 
     def _check(self) -> None:
-        """A pull that is parked hears a heartbeat; one that hears nothing is forgotten by the server and asked again."""
-        if self._asked and time.monotonic() - self._heard_monotonic > 2 * HEARTBEAT_S + 1:
+        """A pull that is parked hears a heartbeat; one that hears nothing is forgotten by the server, or its consumer is gone."""
+        if self._asked and time.monotonic() - self._heard_monotonic > 2 * HEARTBEAT_S + HEARTBEAT_SLACK_S:
             log.warning("pull.silent", consumer=self.consumer.name)
-            self._renew()
+            self._asked = 0
+            self._heard_monotonic = time.monotonic()
+            self._missing = True
+            self._rest()
         self._watch = self._loop.call_later(2 * HEARTBEAT_S, self._check)
