@@ -213,6 +213,8 @@ def _log_to_stderr() -> None:
 
 
 def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # a handler may have closed or replaced them
-            stream.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except Exception:  # a handler may have closed or replaced them
+        return

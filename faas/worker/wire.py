@@ -237,6 +237,9 @@ class FrameReader:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The bodies that are whole now. Raises WireError at a length above FRAME_LIMIT_BYTES, before reading further."""
         buffer = self._buffer
+        if not buffer and len(data) > 4 and _LENGTH.unpack_from(data)[0] == len(data) - 4 <= FRAME_LIMIT_BYTES:
+            yield data[4:]  # one frame and nothing else, as most reads are: no copy into the buffer and out again
+            return
         buffer += data
         while len(buffer) >= 4:
             (length,) = _LENGTH.unpack_from(buffer)
