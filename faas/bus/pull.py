@@ -188,7 +188,10 @@ class Puller:
         return puller
 
     async def stop(self) -> None:
-        """Ask for nothing more. What the server has sent already still comes to `on_delivery` until this returns."""
+        """Ask for nothing more. What the server has sent already still comes to `on_delivery` until this returns.
+
+        What it had assigned and not yet sent is dropped there, and comes again after `ack_wait`: JetStream has no way to call a pull back.
+        """
         self._stopped = True
         for timer in (self._watch, self._resting):
             if timer is not None:
