@@ -110,6 +110,7 @@ class Bus:
         self._loop = asyncio.get_running_loop()
         self._connected_monotonic = 0.0
         self.silent = False  # a fence was not answered in time: a shutdown of many subscriptions waits once, not for each
+        self._last_error = ""
         self.on_reconnect: list[Callable[[], None]] = []
 
     @classmethod
@@ -133,13 +134,17 @@ class Bus:
 
     async def _connect(self) -> None:
         async def on_error(error: Exception) -> None:
-            log.warning("bus.error", error=str(error) or type(error).__name__)
+            said = str(error) or type(error).__name__
+            if said != self._last_error:  # while it tries again, four times a second
+                log.warning("bus.error", error=said)
+            self._last_error = said
 
         async def on_disconnect() -> None:
             log.warning("bus.disconnected")
 
         async def on_reconnect() -> None:
             log.info("bus.reconnected")
+            self._last_error = ""
             self._announce()
 
         async def on_closed() -> None:
@@ -165,8 +170,10 @@ class Bus:
                 )
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
             await _give_up(client)
-            raise BusUnavailable(f"no NATS at {_without_token(self._url)}: {error or type(error).__name__}") from error
+            said = str(error) or self._last_error or type(error).__name__
+            raise BusUnavailable(f"no NATS at {_without_token(self._url)}: {said.removeprefix('nats: ')}") from error
         self._client = client
+        self._last_error = ""
         self._connected_monotonic = time.monotonic()
         for subscription in list(self._subscriptions):
             await subscription._attach(client)
@@ -241,7 +248,7 @@ class Bus:
         if size > self.body_limit_bytes:
             raise MessageTooLarge(subject, size_bytes=size, limit_bytes=self.body_limit_bytes)
         try:
-            await client.send(subject, reply, head, body)
+            await client.send(subject, body, head=head, reply=reply)
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"{subject}: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
 from collections.abc import Callable
@@ -317,10 +318,14 @@ def test_the_private_parts_of_the_client_are_there() -> None:
     """nats-py is pinned below 2.17; a newer one must show here that it still has what we lean on."""
     client = Client()
 
-    assert asyncio.iscoroutinefunction(client._send_command)
-    assert asyncio.iscoroutinefunction(client._flush_pending)
-    assert asyncio.iscoroutinefunction(client._process_headers)
-    assert (client._flush_queue, client._reading_task, client._reconnection_task, client._pending_data_size) == (None, None, None, 0)
+    assert all(
+        asyncio.iscoroutinefunction(getattr(client, name))
+        for name in ("_send_command", "_flush_pending", "_process_headers", "_process_msg")
+    )
+    assert list(inspect.signature(client._process_msg).parameters) == ["sid", "subject", "reply", "data", "headers"]
+    assert list(inspect.signature(client._remove_sub).parameters) == ["sid", "max_msgs"]
+    assert (client._flush_queue, client._reading_task, client._reconnection_task, client._transport) == (None, None, None, None)
+    assert (client._pending, client._pending_data_size, client._subs) == ([], 0, {})
 
 
 # ---------------------------------------------------------------- coming back
@@ -385,5 +390,6 @@ async def test_nobody_at_the_address_is_said_without_the_token() -> None:
         async with Bus.open("nats://secret@127.0.0.1:1,nats://other@127.0.0.1:1", node="n"):
             pass
 
+    assert "onnect" in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "other" not in str(caught.value)
