@@ -1,4 +1,4 @@
-"""`python -m faas`: the command line."""
+"""`python -m faas`: the command line, for where the script `faas` is not on PATH."""
 
 from faas.cli.main import main
 

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from faas import __version__, subjects
+from faas import subjects
 from faas.accounting.records import UsageRecords
 from faas.budget.prices import PriceTable
 from faas.bus import streams
@@ -41,6 +41,7 @@ from faas.pool.pool import WorkerPool
 from faas.pool.process import ProcessBackend
 from faas.pool.worker import Worker
 from faas.registry.spec import read_functions
+from faas.version import __version__
 
 log = structlog.get_logger()
 
@@ -92,7 +93,7 @@ async def running(config: Config, *, eager: bool = True, on_build: OnBuild | Non
             node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build))
             await node.serve(functions, invalid, profiles, eager=eager, store_bytes=store_bytes)
             missing.remove("functions")
-            info = _info(config, url, token, http.url, node.reports)
+            info = _info(config, node.reports, url=url, token=token, http=http.url)
             stack.enter_context(_node_file(config.state / "node.json", info))
             yield info
             missing.append("nothing: the node stops")
@@ -100,7 +101,7 @@ async def running(config: Config, *, eager: bool = True, on_build: OnBuild | Non
         raise _only(group) from group
 
 
-def _info(config: Config, url: str, token: str, http: str, reports: list[FunctionReport]) -> NodeInfo:
+def _info(config: Config, reports: list[FunctionReport], *, url: str, token: str, http: str) -> NodeInfo:
     names = tuple(report.name for report in reports if report.state == "ready")
     return NodeInfo(node=config.node, pid=os.getpid(), nats=url, token=token, http=http, pool="process", functions=names)
 
@@ -108,7 +109,7 @@ def _info(config: Config, url: str, token: str, http: str, reports: list[Functio
 class _Node:
     """The parts that run functions, put together on one bus."""
 
-    def __init__(self, config: Config, bus: Bus, pool: WorkerPool, intake: Intake, captured: dict[str, str]) -> None:
+    def __init__(self, config: Config, bus: Bus, *, pool: WorkerPool, intake: Intake, captured: dict[str, str]) -> None:
         self._config, self._bus, self._pool, self._intake, self._captured = config, bus, pool, intake, captured
         self.reports: list[FunctionReport] = []
         self._not_enforced: tuple[str, ...] = ()
@@ -123,11 +124,13 @@ class _Node:
             backend = await stack.enter_async_context(ProcessBackend(config.state, config.node, on_output=_log_output))
             builder = await stack.enter_async_context(Builder(config.state / "environments"))
             pool = await stack.enter_async_context(WorkerPool.open(config.pool, backend, partial(builder.ensure, progress=on_build)))
-            dispatcher = _dispatcher(config, bus, pool, usage, captured)
+            dispatcher = _dispatcher(config, bus, pool=pool, usage=usage, captured=captured)
             heartbeats = await stack.enter_async_context(Heartbeats.open(config.bus.ack_wait_s))
             service = await stack.enter_async_context(Service.open(bus, node=config.node, version=__version__))
-            intake = await stack.enter_async_context(Intake.open(bus, service, pool, dispatcher, heartbeats, grace_s=GRACE_S))
-            node = cls(config, bus, pool, intake, captured)
+            intake = await stack.enter_async_context(
+                Intake.open(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, grace_s=GRACE_S)
+            )
+            node = cls(config, bus, pool=pool, intake=intake, captured=captured)
             node._not_enforced = tuple(sorted({"memory", "cpus", "pids"} - backend.enforced))
             yield node
 
@@ -176,13 +179,13 @@ class _Node:
         self._intake.say(message.reply, msgspec.json.encode(self.reports))
 
 
-def _dispatcher(config: Config, bus: Bus, pool: WorkerPool, usage: UsageRecords, captured: dict[str, str]) -> Dispatcher:
+def _dispatcher(config: Config, bus: Bus, *, pool: WorkerPool, usage: UsageRecords, captured: dict[str, str]) -> Dispatcher:
     prices = config.prices
     table = PriceTable(version=prices.version, cpu_hour=prices.cpu_hour, gib_hour=prices.gib_hour, gpu_hour=prices.gpu_hour)
     outcomes = Outcomes(bus)
     billing = Billing(table, node=config.node, bill_loading=prices.bill_loading)
     attempts = Attempts(pool, billing, result_limit_bytes=outcomes.result_limit_bytes)
-    return Dispatcher(attempts, outcomes, usage, captured)
+    return Dispatcher(attempts, outcomes, usage=usage, captured=captured)
 
 
 def _only(group: BaseException) -> BaseException:

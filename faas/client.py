@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from faas.model import FunctionReport
 from faas.units import Duration
 
 CONNECT_S = 3.0
-ANSWER_S = 60.0
+ANSWER_S = 3600.0
+"""Without a timeout: the function's own clocks end a call long before, unless its node is gone."""
+SLACK_S = 5.0
+"""Beyond a deadline: for the answer that says so."""
 QUESTION_S = 2.0
 PAUSE_S = 0.1
 """Between two tries where a node that stops has answered 503."""
@@ -81,7 +85,8 @@ class Reply:
         document: dict[str, Any] = {}
         with suppress(msgspec.DecodeError):
             document = msgspec.json.decode(self.body, type=dict[str, Any])
-        return InvocationFailed(self.outcome, self.reason, str(document.get("detail", "")), str(document.get("traceback", "")))
+        detail, traceback = str(document.get("detail", "")), str(document.get("traceback", ""))
+        return InvocationFailed(self.outcome, self.reason, detail=detail, traceback=traceback)
 
 
 @dataclass(slots=True)
@@ -136,28 +141,24 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """Run a function on a body as it is, and wait for its answer, whatever end it names."""
-        wait_s = ANSWER_S if timeout is None else _seconds(timeout)
-        head = dict(headers or {})
+        head, wait_s = dict(headers or {}), ANSWER_S
         if timeout is not None:
-            head.setdefault("Faas-Timeout", f"{max(1, round(wait_s * 1000))}ms")
+            wait_s = _seconds(timeout)
+            head.setdefault("Faas-Deadline", (datetime.now(UTC) + timedelta(seconds=wait_s)).isoformat())
+            wait_s += SLACK_S
+        subject = subjects.invoke(tenant, function)
         try:
-            async with asyncio.timeout(wait_s + 5):
-                return await self._ask(subjects.invoke(tenant, function), body, head, wait_s + 5)
-        except TimeoutError:
+            async with asyncio.timeout(wait_s):
+                while True:
+                    message = await self._nats.request(subject, body, timeout=wait_s, headers=head or None)
+                    answer = message.headers or {}
+                    if "Faas-Outcome" in answer or answer.get("Nats-Service-Error-Code") != "503":
+                        return Reply(answer, message.data)
+                    await asyncio.sleep(PAUSE_S)  # nothing was started; another node, or the next start, answers
+        except (TimeoutError, nats.errors.TimeoutError):
             raise BusUnavailable(f"no answer from {function} within {wait_s:g} s") from None
         except nats.errors.NoRespondersError:
             raise await self._no_such(function, tenant) from None
-
-    async def _ask(self, subject: str, body: bytes, head: dict[str, str], wait_s: float) -> Reply:
-        while True:
-            try:
-                message = await self._nats.request(subject, body, timeout=wait_s, headers=head or None)
-            except nats.errors.TimeoutError as error:
-                raise TimeoutError from error
-            headers = message.headers or {}
-            if "Faas-Outcome" in headers or headers.get("Nats-Service-Error-Code") != "503":
-                return Reply(headers, message.data)
-            await asyncio.sleep(PAUSE_S)  # nothing was started; another node, or the next start, answers
 
     async def _no_such(self, function: str, tenant: str) -> NoSuchFunction:
         """Why nobody answers for it, as far as the nodes know."""
@@ -179,10 +180,13 @@ class Client:
         """Hand in a durable invocation: once this returns it will have exactly one outcome. The same `id` again is the same invocation."""
         event_id = id or uuid.uuid4().hex
         body, content = encode(data)
-        await self._store(subjects.submit(tenant, function), body, {**content, **(headers or {})}, event_id, function, tenant)
-        return Ticket(tenant, function, invocation_id(tenant, function, SOURCE, event_id))
+        try:
+            await self._store(subjects.submit(tenant, function), body, event_id=event_id, headers={**content, **(headers or {})})
+        except NoSuchFunction:
+            raise await self._no_such(function, tenant) from None
+        return Ticket(tenant, function, invocation_id(tenant, function, source=SOURCE, event_id=event_id))
 
-    async def _store(self, subject: str, body: bytes, headers: Mapping[str, str], event_id: str, function: str, tenant: str) -> str:
+    async def _store(self, subject: str, body: bytes, *, event_id: str, headers: Mapping[str, str]) -> str:
         head = {
             "ce-specversion": "1.0",
             "ce-type": "faas.event",
@@ -194,8 +198,6 @@ class Client:
         try:
             message = await self._nats.request(subject, body, timeout=CONNECT_S + 2, headers=head)
         except nats.errors.NoRespondersError:
-            if function:
-                raise await self._no_such(function, tenant) from None
             raise NoSuchFunction(
                 f"nothing takes {subject}: no function has a trigger for it; `faas functions` lists what there is"
             ) from None
@@ -229,7 +231,7 @@ class Client:
         body, content = encode(data)
         head = {**content, **(headers or {})}
         if stored:
-            return Published(event_id, await self._store(subject, body, head, event_id, "", ""))
+            return Published(event_id, await self._store(subject, body, event_id=event_id, headers=head))
         await self._nats.publish(
             subject, body, headers={"ce-specversion": "1.0", "ce-type": "faas.event", "ce-source": SOURCE, **head, "ce-id": event_id}
         )
@@ -249,7 +251,9 @@ class Client:
             for trigger in report.triggers:
                 if report.state == "ready" and subjects.contains(trigger.subject, subject):
                     (durable if trigger.delivery == "at-least-once" else fleeting).append(report)
-        tickets = [Ticket(r.tenant, r.name, invocation_id(r.tenant, r.name, source, event_id)) for r in dict.fromkeys(durable)]
+        tickets = [
+            Ticket(r.tenant, r.name, invocation_id(r.tenant, r.name, source=source, event_id=event_id)) for r in dict.fromkeys(durable)
+        ]
         async with self._listening(tickets) as queue:
             published = await self.publish(subject, data, id=event_id, headers=headers, stored=bool(tickets) or not fleeting)
             published.waiting, published.at_most_once = tickets, [r.name for r in fleeting]
@@ -337,7 +341,7 @@ async def connect(url: str | None = None, *, state: Path | str = ".faas") -> Asy
     try:
         yield Client(client)
     finally:
-        with suppress(Exception):
+        with suppress(nats.errors.Error, OSError):
             await client.close()
 
 

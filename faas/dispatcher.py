@@ -52,7 +52,7 @@ class _Billable(msgspec.Struct):
 class Dispatcher:
     """Turns events into outcomes. One per node; every method may run many times at once."""
 
-    def __init__(self, attempts: Attempts, outcomes: Outcomes, usage: UsageRecords, captured: Mapping[str, str]) -> None:
+    def __init__(self, attempts: Attempts, outcomes: Outcomes, *, usage: UsageRecords, captured: Mapping[str, str]) -> None:
         self._attempts = attempts
         self._outcomes = outcomes
         self._usage = usage
@@ -78,9 +78,9 @@ class Dispatcher:
                     return
                 if delivery.lost:
                     return  # another node has it by now: whatever this one says comes too late
-                if await self._try_again(delivery, invocation, attempt, tried):
+                if await self._try_again(delivery, invocation, attempt, tried=tried):
                     return
-                outcome = await self._settle(delivery, invocation, attempt, tried)
+                outcome = await self._settle(delivery, invocation, attempt, tried=tried)
             await self._conclude(delivery, invocation, outcome)
 
     def _admit(self, delivery: Delivery, function: FunctionVersion) -> Invocation | EventInvalid:
@@ -97,10 +97,10 @@ class Dispatcher:
         spec = function.spec
         age_s = max(0.0, time.time() - delivery.stored_at)
         return _invocation(
-            invocation_id(spec.tenant, spec.name, event.source, event.id),
+            invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id),
             function,
             event,
-            control,
+            control=control,
             age_s=age_s,
             patience_s=spec.limits.queue_timeout_s,
             first=delivery.num_delivered == 1,
@@ -121,10 +121,10 @@ class Dispatcher:
             policy = invocation.function.spec.retry
             if delivery.num_delivered > policy.max_attempts + retry.DELIVERIES_BEYOND_ATTEMPTS:
                 ended = Ended(reason="fate_unknown", detail=f"delivered {delivery.num_delivered} times without an outcome")
-                outcome = await self._settle(delivery, invocation, Attempt(ended, Phases()), tried)
+                outcome = await self._settle(delivery, invocation, Attempt(ended, Phases()), tried=tried)
         return outcome, tried
 
-    async def _try_again(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, tried: StoredAttempts) -> bool:
+    async def _try_again(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, *, tried: StoredAttempts) -> bool:
         """Give the delivery back where another attempt is due: its record is stored first, since a `nak` carries no state."""
         delay_s = 0.0 if attempt.drained else self._delay_s(invocation, attempt)
         if delay_s is None or attempt.record is None:
@@ -139,7 +139,7 @@ class Dispatcher:
         await delivery.nak(delay_s)
         return True
 
-    async def _settle(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, tried: StoredAttempts) -> StoredOutcome:
+    async def _settle(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, *, tried: StoredAttempts) -> StoredOutcome:
         """Publish `[output]`, then the outcome under its guard; where another was stored first, that one holds."""
         records = tried.records if attempt.record is None else (*tried.records, attempt.record)
         outcome = _outcome(invocation, attempt)
@@ -171,7 +171,14 @@ class Dispatcher:
         if invocation.control.reply_to:
             await self._outcomes.forward(invocation.control.reply_to, outcome)
         if outcome.outcome not in ("succeeded", "cancelled") and invocation.function.spec.retry.dead_letter:
-            await self._bury(delivery, invocation.function, invocation.id, invocation.event.id, outcome.outcome, outcome.reason)
+            await self._bury(
+                delivery,
+                invocation.function,
+                letter_id=invocation.id,
+                event_id=invocation.event.id,
+                outcome=outcome.outcome,
+                reason=outcome.reason,
+            )
         if outcome.records:
             await self._usage.add(*invocation.function.key, *outcome.records)
         await delivery.ack()
@@ -181,12 +188,14 @@ class Dispatcher:
         spec = function.spec
         event_id = f"{delivery.sequence}.{delivery.stored_at_ns}"
         log.warning("event.invalid", tenant=spec.tenant, function=spec.name, subject=delivery.subject, detail=invalid.detail)
-        letter = invocation_id(spec.tenant, spec.name, delivery.stream, event_id)
+        letter = invocation_id(spec.tenant, spec.name, source=delivery.stream, event_id=event_id)
         if spec.retry.dead_letter:
-            await self._bury(delivery, function, letter, event_id, "rejected", "event_invalid")
+            await self._bury(delivery, function, letter_id=letter, event_id=event_id, outcome="rejected", reason="event_invalid")
         await delivery.term(f"event_invalid: {invalid.detail}")
 
-    async def _bury(self, delivery: Delivery, function: FunctionVersion, letter_id: str, event_id: str, outcome: str, reason: str) -> None:
+    async def _bury(
+        self, delivery: Delivery, function: FunctionVersion, *, letter_id: str, event_id: str, outcome: str, reason: str
+    ) -> None:
         head = delivery.headers or {}
         why = {
             "Faas-Reason": reason,
@@ -221,14 +230,14 @@ class Dispatcher:
         decoded = decode(message.headers, message.data, source="", event_id=random_id)
         if isinstance(decoded, EventInvalid):
             refused = Attempt(Ended(reason="event_invalid", detail=decoded.detail), Phases())
-            invocation = _invocation(random_id, function, _no_event(random_id), Control(), age_s=0.0, patience_s=SYNCHRONOUS_WAIT_S)
+            invocation = _invocation(random_id, function, _no_event(random_id), control=Control(), age_s=0.0, patience_s=SYNCHRONOUS_WAIT_S)
             await self._reply(reply_to, invocation, refused)
             return
         event, control = decoded
         patience_s: float = function.spec.limits.queue_timeout_s
         if reply_to and control.deadline_at is None:
             patience_s = min(patience_s, SYNCHRONOUS_WAIT_S)
-        invocation = _invocation(random_id, function, event, control, age_s=0.0, patience_s=patience_s)
+        invocation = _invocation(random_id, function, event, control=control, age_s=0.0, patience_s=patience_s)
         attempt = await self._attempts.run(invocation)
         while reply_to and (delay_s := self._delay_s(invocation, attempt)) is not None:
             if time.monotonic() + delay_s >= invocation.start_by_monotonic:
@@ -272,8 +281,8 @@ def _invocation(
     id: str,
     function: FunctionVersion,
     event: Event,
-    control: Control,
     *,
+    control: Control,
     age_s: float,
     patience_s: float,
     first: bool = True,

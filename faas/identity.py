@@ -7,7 +7,7 @@ import os
 _LENGTH = 26
 
 
-def invocation_id(tenant: str, function: str, source: str, event_id: str) -> str:
+def invocation_id(tenant: str, function: str, *, source: str, event_id: str) -> str:
     """The first 26 characters of the lower-case base32 of SHA-256 over the four, UTF-8, joined by a zero byte; `source` may be empty."""
     digest = hashlib.sha256("\0".join((tenant, function, source, event_id)).encode()).digest()
     return base64.b32encode(digest)[:_LENGTH].lower().decode()

@@ -55,7 +55,7 @@ class Intake:
     """`open` it, `serve` functions; leaving it drains: what runs may finish within the grace, what waits goes back to the bus."""
 
     def __init__(
-        self, bus: Bus, service: Service, pool: WorkerPool, dispatcher: Dispatcher, heartbeats: Heartbeats, group: asyncio.TaskGroup
+        self, bus: Bus, service: Service, dispatcher: Dispatcher, *, pool: WorkerPool, heartbeats: Heartbeats, group: asyncio.TaskGroup
     ) -> None:
         self._bus, self._service, self._pool = bus, service, pool
         self._dispatcher, self._heartbeats, self._group = dispatcher, heartbeats, group
@@ -65,10 +65,10 @@ class Intake:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, bus: Bus, service: Service, pool: WorkerPool, dispatcher: Dispatcher, heartbeats: Heartbeats, *, grace_s: float
+        cls, bus: Bus, service: Service, dispatcher: Dispatcher, *, pool: WorkerPool, heartbeats: Heartbeats, grace_s: float
     ) -> AsyncIterator[Intake]:
         async with asyncio.TaskGroup() as group:
-            intake = cls(bus, service, pool, dispatcher, heartbeats, group)
+            intake = cls(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, group=group)
             try:
                 yield intake
             finally:

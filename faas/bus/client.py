@@ -39,10 +39,11 @@ class DirectClient(Client):
             receive(Message(early.subject, early.reply, early.data, early.headers, inline_status(early.headers, early.data)))
         return subscription
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+    async def _process_msg(self, sid: int, *parts: bytes) -> None:
+        subject, reply, data, headers = parts
         receive = self._receivers.get(sid)
         if receive is None or sid not in self._subs:
-            await super()._process_msg(sid, subject, reply, data, headers)
+            await super()._process_msg(sid, *parts)
             return
         head = await self._process_headers(headers) if headers else None
         receive(Message(subject.decode(), reply.decode(), bytes(data), head, inline_status(head, data)))
@@ -58,7 +59,7 @@ class DirectClient(Client):
         self._receivers.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
-    async def send(self, subject: str, reply: str, head: bytes, body: bytes) -> None:
+    async def send(self, subject: str, body: bytes, *, head: bytes, reply: str) -> None:
         """Publish with a head that is encoded already; kept while the connection is away."""
         if head:
             block = b"".join((HEAD_LINE, head, b"\r\n"))

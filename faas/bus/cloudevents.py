@@ -10,19 +10,22 @@ import binascii
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import msgspec
 
-from faas import subjects
+from faas.bus.messages import encode_head
 from faas.model import Control, Event, EventInvalid
 from faas.units import Duration
 
 STRUCTURED = "application/cloudevents"
 _ATTRIBUTE = re.compile(r"[a-z0-9]{1,64}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _CORE = ("specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema")
-_NOT_YET = ("faas-chunk-to", "faas-idempotency-key")
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:)(\d\d)((?:\.\d+)?(?:Z|[+-]\d\d:\d\d))", re.ASCII)
+REPLY_TO_CHARACTERS = 255
+_NOT_YET = ("Faas-Chunk-To", "Faas-Idempotency-Key")
+_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 _NO_CONTROL = Control()
 _NOTHING: Mapping[str, str] = {}
 
@@ -40,6 +43,8 @@ def decode(headers: Mapping[str, str] | None, data: bytes, *, source: str, event
         )  # fmt: skip
         return plain, _NO_CONTROL
     lower = {name.lower(): value for name, value in headers.items()}
+    if "" in lower:
+        return EventInvalid("the header block cannot be read, or a header has no name")
     content_type = lower.get("content-type", "")
     try:
         if content_type.lower().startswith(STRUCTURED):
@@ -55,6 +60,11 @@ def decode(headers: Mapping[str, str] | None, data: bytes, *, source: str, event
         return event, _control(lower, event.extensions)
     except _Refused as refused:
         return EventInvalid(str(refused))
+
+
+def binary_head(attributes: Mapping[str, str]) -> bytes:
+    """The header lines of an event in binary mode; what is not printable ASCII is percent-encoded, empty attributes are left out."""
+    return encode_head((f"ce-{name}", quote(value, safe=_SAFE)) for name, value in attributes.items() if value)
 
 
 def _binary(lower: Mapping[str, str], content_type: str, data: bytes) -> Event:
@@ -98,12 +108,15 @@ def _structured(content_type: str, data: bytes) -> Event:
 
 
 def _text(name: str, raw: msgspec.Raw) -> str:
-    value = msgspec.json.decode(raw)
+    try:
+        value = msgspec.json.decode(raw, type=bool | int | str)
+    except msgspec.DecodeError:
+        value = None
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str | int):
+    if isinstance(value, str) or (value is not None and -(2**31) <= value < 2**31):
         return str(value)
-    raise _Refused(f"{name} is neither text nor a whole number nor a boolean")
+    raise _Refused(f"{name} is neither text nor a boolean nor a whole number of 32 bits")
 
 
 def _event(attributes: dict[str, str], data: bytes) -> Event:
@@ -147,22 +160,26 @@ def _control(lower: Mapping[str, str], extensions: Mapping[str, str]) -> Control
     if not asked and "expirytime" not in extensions:
         return _NO_CONTROL
     for name in _NOT_YET:
-        if name in lower:
+        if name.lower() in lower:
             raise _Refused(f"the header {name} is not supported yet")
     deadlines = [_moment("Faas-Deadline", lower["faas-deadline"])] if "faas-deadline" in lower else []
     if "expirytime" in extensions:
         deadlines.append(_moment("expirytime", extensions["expirytime"]))
-    reply_to = lower.get("faas-reply-to", "")
-    if reply_to and (
-        reply_to.startswith((subjects.RUNTIME_PREFIX, "$")) or any(c in reply_to for c in "*> ") or not all(reply_to.split("."))
-    ):
-        raise _Refused(f"Faas-Reply-To {reply_to[:80]!r} is no subject that may be published to")
     return Control(
         timeout_s=_timeout(lower["faas-timeout"]) if "faas-timeout" in lower else None,
         deadline_at=min(deadlines) if deadlines else None,
-        reply_to=reply_to,
+        reply_to=_reply_to(lower["faas-reply-to"]) if "faas-reply-to" in lower else "",
         depth=_depth(lower["faas-depth"]) if "faas-depth" in lower else 0,
     )
+
+
+def _reply_to(text: str) -> str:
+    """What a stranger may have published to: no wildcard, nothing of the runtime's or of NATS' own, nothing that breaks a protocol line."""
+    tokens = text.split(".")
+    plain = text.isprintable() and not any(ch in text for ch in "*> ") and len(text) <= REPLY_TO_CHARACTERS
+    if not plain or not all(tokens) or tokens[0] == "faas" or text.startswith("$"):
+        raise _Refused(f"Faas-Reply-To {text[:80]!r} is no subject that may be published to")
+    return text
 
 
 def _timeout(text: str) -> float:
@@ -182,12 +199,13 @@ def _depth(text: str) -> int:
 
 
 def _moment(name: str, text: str) -> float:
-    """RFC 3339 -> seconds since the epoch."""
+    """RFC 3339 -> seconds since the epoch; a leap second counts as the second before it."""
+    match = _MOMENT.fullmatch(text.upper())
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(match[1] + ("59" if match[2] == "60" else match[2]) + match[3]) if match else None
     except ValueError:
         moment = None
-    if moment is None or moment.tzinfo is None or "T" not in text.upper():
+    if moment is None:
         raise _Refused(f"{name} {text[:40]!r} is no RFC 3339 time; write it like 2026-11-24T08:00:00Z")
     return moment.timestamp()
 

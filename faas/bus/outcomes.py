@@ -90,8 +90,9 @@ def body_of(ended: Ended) -> tuple[bytes, str]:
 
 
 @lru_cache(maxsize=4096)
-def _fixed_head(tenant: str, function: str, version: str, outcome: str, content_type: str) -> bytes:
+def _fixed_head(key: tuple[str, str, str], outcome: str, content_type: str) -> bytes:
     """The lines that repeat from one outcome of a function to the next: encoding them each time cost a fifth of a bare reply."""
+    tenant, function, version = key
     lines = [
         ("Faas-Tenant", tenant),
         ("Faas-Function", function),
@@ -109,7 +110,7 @@ def _fixed_head(tenant: str, function: str, version: str, outcome: str, content_
 def head_of(outcome: Outcome, content_type: str) -> bytes:
     """The head of an outcome but for its usage records."""
     ended, phases = outcome.ended, outcome.phases
-    head = _fixed_head(outcome.tenant, outcome.function, outcome.version, ended.outcome, content_type)
+    head = _fixed_head((outcome.tenant, outcome.function, outcome.version), ended.outcome, content_type)
     event_id = outcome.event_id
     if not (event_id.isascii() and event_id.isprintable()):
         event_id = quote(event_id, safe="")

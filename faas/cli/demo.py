@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import sys
 import tempfile
@@ -15,7 +16,8 @@ from urllib.parse import quote
 from cyclopts import Parameter
 
 from faas import subjects
-from faas.cli.options import Json, print_json
+from faas.cli.node import Addresses, settings_of, stop_at_signals
+from faas.cli.options import Folders, Json, print_json
 from faas.errors import ConfigInvalid
 from faas.units import format_duration, format_size
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from faas.client import Client, Reply
+    from faas.config import Config
     from faas.model import FunctionReport, FunctionVersion
 
 FIRST = "hello"
@@ -49,10 +52,7 @@ class Row:
 def demo(
     *,
     only: Annotated[str | None, Parameter(help="Run this function alone.")] = None,
-    functions: Annotated[Path | None, Parameter(help="Folder of the functions; default functions, else those that come with faas.")] = None,
-    runtimes: Annotated[
-        Path | None, Parameter(help="Folder of the runtime profiles; default runtimes, else those that come with faas.")
-    ] = None,
+    folders: Folders = Folders(),  # noqa: B008  # frozen
     nats: Annotated[str | None, Parameter(help="URL of a NATS server that is there already; else an embedded one is started.")] = None,
     json: Json = False,
 ) -> int:
@@ -64,24 +64,20 @@ def demo(
 
     set_up_logging(quiet=True)
     default = Path("functions")
-    folder = functions or (default if default.is_dir() else shipped_functions())
+    functions = folders.functions or (default if default.is_dir() else shipped_functions())
     with tempfile.TemporaryDirectory(prefix="faas-demo-") as scratch:
-        rows = uvloop.run(_demo(folder, runtimes, Path(scratch), nats, only, quiet=json))
+        settings = settings_of(Folders(functions, folders.runtimes), Addresses(nats, "127.0.0.1:0", "127.0.0.1:0"), state=Path(scratch))
+        rows = uvloop.run(_demo(settings, only, quiet=json))
     if json:
-        print_json([{name: getattr(row, name) for name in Row.__slots__} for row in rows])
+        print_json([dataclasses.asdict(row) for row in rows])
     else:
         _print_table(rows)
     return 0 if rows and all(row.outcome == "succeeded" for row in rows) else 1
 
 
-async def _demo(folder: Path, runtimes: Path | None, scratch: Path, nats: str | None, only: str | None, *, quiet: bool) -> list[Row]:
+async def _demo(settings: Config, only: str | None, *, quiet: bool) -> list[Row]:
     from faas.app import running
     from faas.cli.environments import describe
-    from faas.cli.node import settings_of, stop_at_signals
-
-    settings = settings_of(
-        functions=folder, runtimes=runtimes, config=None, state=scratch, nats=nats, addresses=("127.0.0.1:0", "127.0.0.1:0"), node=None
-    )
 
     def say(text: str) -> None:
         if not quiet:
@@ -91,7 +87,7 @@ async def _demo(folder: Path, runtimes: Path | None, scratch: Path, nats: str | 
     stop_at_signals(stop)
     async with running(settings, eager=False, on_build=lambda progress: say(describe(progress))) as info, asyncio.TaskGroup() as group:
         stopped = group.create_task(stop.wait())
-        work = group.create_task(_run_all(info.nats, folder, settings.runtimes, only, say))
+        work = group.create_task(_run_all(info.nats, settings, only, say=say))
         await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
         for task in (work, stopped):
             task.cancel()
@@ -100,18 +96,18 @@ async def _demo(folder: Path, runtimes: Path | None, scratch: Path, nats: str | 
     return work.result()
 
 
-async def _run_all(url: str, folder: Path, runtimes: Path, only: str | None, say: Callable[[str], None]) -> list[Row]:
+async def _run_all(url: str, settings: Config, only: str | None, *, say: Callable[[str], None]) -> list[Row]:
     """Each function in turn, `hello` first: its row is there before anything large is built."""
     from faas.client import connect
     from faas.environments.profile import load_profiles
     from faas.registry.spec import read_functions
 
-    sources = {function.spec.name: function for function in read_functions(folder, load_profiles(runtimes)[0])[0]}
+    sources = {function.spec.name: function for function in read_functions(settings.functions, load_profiles(settings.runtimes)[0])[0]}
     rows = []
     async with connect(url) as client:
         reports = [report for report in await client.functions() if only in (None, report.name)]
         if only is not None and not reports:
-            raise ConfigInvalid(f"no function {only} in {folder}; there are: {', '.join(sorted(sources)) or 'none'}")
+            raise ConfigInvalid(f"no function {only} in {settings.functions}; there are: {', '.join(sorted(sources)) or 'none'}")
         for report in sorted(reports, key=lambda report: (report.name != FIRST, report.name)):
             if report.state == "invalid":
                 rows.append(Row(report.name, "invalid", "", report.error, {}, {}, ""))

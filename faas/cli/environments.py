@@ -86,10 +86,10 @@ def describe(progress: BuildProgress) -> str:
 
 def _profiles(name: str | None, runtimes: Path | None) -> list[RuntimeProfile]:
     """The profile of that name, or all. Raises ConfigInvalid for an unknown one, and for any that is broken."""
-    from faas.environments.profile import load_profiles, shipped_runtimes
+    from faas.cli.node import runtimes_folder
+    from faas.environments.profile import load_profiles
 
-    default = Path("runtimes")
-    folder = runtimes or (default if default.is_dir() else shipped_runtimes())
+    folder = runtimes_folder(runtimes)
     profiles, broken = load_profiles(folder)
     for error in broken:
         if name is None or error.file.startswith(f"{name}/"):

@@ -1,133 +1,137 @@
-"""`faas publish` and `faas invoke`: events in, outcomes out."""
+"""`faas publish` and `faas invoke`: events in, outcomes out. A thin layer on the client; knows how results are printed."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import DEFAULT_STATE, Data, Header, Json, Nats, State, headers, payload, print_body, print_json
+from faas.cli.options import Data, Json, Payload, Where, headers, payload, print_body, print_json
 from faas.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from faas.client import Reply
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One outcome as `--json` prints it; `result` is a JSON value where the body is one, else text."""
+
+    function: str
+    outcome: str
+    reason: str
+    headers: Mapping[str, str]
+    result: object
 
 
 def publish(
     subject: str,
     data: Data = None,
     *,
-    header: Header = (),
-    id: Annotated[str | None, Parameter(help="The event's id: the same one again is the same event.")] = None,
+    event: Payload = Payload(),  # noqa: B008  # frozen
     wait: Annotated[bool, Parameter(negative="", help="Wait for the outcome of every function that it sets off.")] = False,
-    nats: Nats = None,
-    state: State = DEFAULT_STATE,
+    where: Where = Where(),  # noqa: B008  # frozen
     json: Json = False,
 ) -> int:
     """Publish an event."""
     body, content_type = payload(data)
-    return asyncio.run(_publish(subject, body, headers(header, content_type), id=id, wait=wait, bus=(nats, state), as_json=json))
+    return asyncio.run(_publish(subject, body, headers(event.header, content_type), id=event.id, wait=wait, where=where, as_json=json))
 
 
-async def _publish(
-    subject: str, body: bytes, head: dict[str, str], *, id: str | None, wait: bool, bus: tuple[str | None, Path], as_json: bool
-) -> int:
+async def _publish(subject: str, body: bytes, head: dict[str, str], *, id: str | None, wait: bool, where: Where, as_json: bool) -> int:
     from faas.client import connect
     from faas.subjects import problem_with
 
-    if "*" in subject or ">" in subject or (problem := problem_with(subject)):
-        raise ConfigInvalid(
-            f"{subject!r} cannot be published to: {problem if '*' not in subject and '>' not in subject else 'it has a wildcard'}"
-        )
+    wild = "*" in subject or ">" in subject
+    if wild or (problem := problem_with(subject)):
+        raise ConfigInvalid(f"{subject!r} cannot be published to: {'it has a wildcard' if wild else problem}")
+    rows: list[Row] = []
     async with (
-        connect(bus[0], state=bus[1]) as client,
-        client.publish_and_listen(subject, body, id=id, headers=head) as (published, outcomes),
+        connect(where.nats, state=where.state) as client,
+        client.publish_and_listen(subject, body, id=id, headers=head) as (sent, outcomes),
     ):
-        rows: list[dict[str, Any]] = []
-        failed = False
         if wait:
             async for ticket, reply in outcomes:
-                failed = failed or reply.outcome != "succeeded"
-                rows.append(_row(ticket.function, reply.headers, reply.body))
+                rows.append(_row(ticket.function, reply))
                 if not as_json:
                     print(f"{ticket.function}: {reply.outcome}{f' {reply.reason}' if reply.reason else ''}: ", end="", flush=True)
                     print_body(reply.body)
-        if as_json:
-            print_json(
-                {"id": published.id, "stream": published.stream, "functions": [t.function for t in published.waiting], "outcomes": rows}
-            )
-        elif not wait:
-            print(f"{published.id} {'stored in ' + published.stream if published.stream else 'sent at most once'}")
-        for name in published.at_most_once if wait and not as_json else ():
-            print(f"{name}: takes it at most once, which leaves no outcome")
-        return 1 if failed else 0
+    if as_json:
+        names = [ticket.function for ticket in sent.waiting]
+        print_json({"id": sent.id, "stream": sent.stream, "functions": names, "outcomes": msgspec.to_builtins(rows)})
+    elif not wait:
+        print(f"{sent.id} {'stored in ' + sent.stream if sent.stream else 'sent at most once'}")
+    for name in sent.at_most_once if wait and not as_json else ():
+        print(f"{name}: takes it at most once, which leaves no outcome")
+    return 0 if all(row.outcome == "succeeded" for row in rows) else 1
 
 
-def _row(function: str, head: Any, body: bytes) -> dict[str, Any]:
-    return {
-        "function": function,
-        "outcome": head.get("Faas-Outcome", ""),
-        "reason": head.get("Faas-Reason", ""),
-        "headers": dict(head),
-        "result": _readable(body),
-    }
-
-
-def _readable(body: bytes) -> Any:
+def _row(function: str, reply: Reply) -> Row:
     try:
-        return json.loads(body)
+        result: object = json.loads(reply.body)
     except ValueError:
-        return body.decode("utf-8", "replace")
+        result = reply.body.decode("utf-8", "replace")
+    return Row(function=function, outcome=reply.outcome, reason=reply.reason, headers=dict(reply.headers), result=result)
+
+
+@Parameter(name="*")
+@dataclass(slots=True, frozen=True)
+class Call:
+    """How a function is invoked."""
+
+    timeout: Annotated[str | None, Parameter(help='Bounds the whole call, like "10s".')] = None
+    async_: Annotated[bool, Parameter(name="--async", negative="", help="Store it, print the invocation id, do not wait.")] = False
+    stream: Annotated[bool, Parameter(negative="", help="Not supported yet.")] = False
+    tenant: Annotated[str, Parameter(help="Whose function it is.")] = "default"
 
 
 def invoke(
     function: str,
     data: Data = None,
     *,
-    timeout: Annotated[str | None, Parameter(help='Bounds the execution, like "10s"; may only shorten the function\'s own.')] = None,
-    header: Header = (),
-    async_: Annotated[bool, Parameter(name="--async", negative="", help="Store it, print the invocation id, do not wait.")] = False,
-    stream: Annotated[bool, Parameter(negative="", help="Not supported yet.")] = False,
-    tenant: str = "default",
-    nats: Nats = None,
-    state: State = DEFAULT_STATE,
+    call: Call = Call(),  # frozen
+    event: Payload = Payload(),  # noqa: B008  # frozen
+    where: Where = Where(),  # noqa: B008  # frozen
     json: Json = False,
 ) -> int:
     """Run one function and print its result."""
-    if stream:
+    if call.stream:
         raise ConfigInvalid("--stream is not supported yet; leave it out to wait for the whole result")
     body, content_type = payload(data)
-    head = headers(header, content_type)
-    bus = (nats, state)
-    if async_:
-        if timeout is not None:
-            head["Faas-Timeout"] = timeout
-        return asyncio.run(_submit(function, body, head, tenant, bus, as_json=json))
-    return asyncio.run(_invoke(function, body, head, tenant, timeout, bus, as_json=json))
+    head = headers(event.header, content_type)
+    if call.async_:
+        return asyncio.run(_submit(function, body, head, call=call, id=event.id, where=where, as_json=json))
+    if event.id is not None:
+        raise ConfigInvalid("--id needs --async: a synchronous invocation is not stored, so none can be the same")
+    return asyncio.run(_invoke(function, body, head, call=call, where=where, as_json=json))
 
 
-async def _submit(function: str, body: bytes, head: dict[str, str], tenant: str, bus: tuple[str | None, Path], *, as_json: bool) -> int:
+async def _submit(function: str, body: bytes, head: dict[str, str], *, call: Call, id: str | None, where: Where, as_json: bool) -> int:
     from faas.client import connect
 
-    async with connect(bus[0], state=bus[1]) as client:
-        ticket = await client.submit(function, body, tenant=tenant, headers=head)
+    if call.timeout is not None:
+        head["Faas-Timeout"] = call.timeout
+    async with connect(where.nats, state=where.state) as client:
+        ticket = await client.submit(function, body, id=id, tenant=call.tenant, headers=head)
     if as_json:
-        print_json({"function": function, "tenant": tenant, "invocation": ticket.invocation})
+        print_json({"function": function, "tenant": call.tenant, "invocation": ticket.invocation})
     else:
         print(ticket.invocation)
     return 0
 
 
-async def _invoke(
-    function: str, body: bytes, head: dict[str, str], tenant: str, timeout: str | None, bus: tuple[str | None, Path], *, as_json: bool
-) -> int:
+async def _invoke(function: str, body: bytes, head: dict[str, str], *, call: Call, where: Where, as_json: bool) -> int:
     from faas.client import connect
 
-    async with connect(bus[0], state=bus[1]) as client:
-        reply = await client.request(function, body, tenant=tenant, timeout=timeout, headers=head)
+    async with connect(where.nats, state=where.state) as client:
+        reply = await client.request(function, body, tenant=call.tenant, timeout=call.timeout, headers=head)
     if as_json:
-        print_json(_row(function, reply.headers, reply.body))
+        print_json(msgspec.to_builtins(_row(function, reply)))
     elif reply.outcome == "succeeded":
         print_body(reply.body)
     if reply.outcome == "succeeded":

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import DEFAULT_STATE, Json, Nats, State, print_json
+from faas.cli.options import Json, Where, print_json
 from faas.errors import NoSuchFunction
 from faas.model import FunctionReport
 
@@ -16,12 +16,11 @@ from faas.model import FunctionReport
 def functions(
     name: Annotated[str | None, Parameter(help="Only this one.")] = None,
     *,
-    nats: Nats = None,
-    state: State = DEFAULT_STATE,
+    where: Where = Where(),  # noqa: B008  # frozen
     json: Json = False,
 ) -> int:
     """List the functions of all nodes."""
-    reports = asyncio.run(_reports(nats, state))
+    reports = asyncio.run(_reports(where))
     if name is not None:
         reports = [report for report in reports if report.name == name]
         if not reports:
@@ -33,10 +32,10 @@ def functions(
     return 0
 
 
-async def _reports(nats: Nats, state: State) -> list[FunctionReport]:
+async def _reports(where: Where) -> list[FunctionReport]:
     from faas.client import connect
 
-    async with connect(nats, state=state) as client:
+    async with connect(where.nats, state=where.state) as client:
         return await client.functions()
 
 

@@ -6,8 +6,8 @@ import sys
 
 from cyclopts import App, CycloptsError
 
-from faas import __version__
 from faas.errors import ConfigInvalid, FaasError, ServerFailed, StateLocked
+from faas.version import __version__
 
 app = App(
     name="faas",

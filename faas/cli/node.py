@@ -1,15 +1,17 @@
-"""`faas up`: runs a node."""
+"""`faas up`: runs a node in the foreground. Owns its options and signals; what a node is belongs to `faas.app`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from faas.cli.options import DEFAULT_STATE, Folders
 from faas.errors import ConfigInvalid
 
 if TYPE_CHECKING:
@@ -18,68 +20,81 @@ if TYPE_CHECKING:
 KILLED = 130
 
 
+@Parameter(name="*")
+@dataclass(slots=True, frozen=True)
+class Addresses:
+    """Where a node listens, and which bus it uses."""
+
+    nats: Annotated[str | None, Parameter(help="URL of a NATS server that is there already; else an embedded one is started.")] = None
+    bus: Annotated[str, Parameter(help="HOST:PORT of the embedded server; port 0 chooses.")] = "127.0.0.1:4222"
+    http: Annotated[str, Parameter(help="HOST:PORT of /healthz and /readyz; port 0 chooses.")] = "127.0.0.1:8080"
+
+
+@Parameter(name="*")
+@dataclass(slots=True, frozen=True)
+class Machine:
+    """What of the machine a node uses."""
+
+    pool: Annotated[str, Parameter(help="process; docker and simulated are not supported yet.")] = "process"
+    environments: Annotated[str, Parameter(help="build; current is not supported yet.")] = "build"
+    gpus: Annotated[str, Parameter(help="auto or none; simulate is not supported yet.")] = "auto"
+
+    def check(self) -> None:
+        """Raises ConfigInvalid for what is unknown or not built yet."""
+        for option, given, known, later in (
+            ("--pool", self.pool, ("process",), ("docker", "simulated")),
+            ("--environments", self.environments, ("build",), ("current",)),
+            ("--gpus", self.gpus, ("auto", "none"), ("simulate",)),
+        ):
+            if given not in known:
+                problem = "not supported yet" if given.partition(":")[0] in later else "unknown"
+                raise ConfigInvalid(f"{option} {given}: {problem}; use {' or '.join(known)}")
+
+
 def up(
     *,
-    functions: Annotated[Path, Parameter(help="Folder of the functions.")] = Path("functions"),
-    runtimes: Annotated[
-        Path | None, Parameter(help="Folder of the runtime profiles; default runtimes, else those that come with faas.")
-    ] = None,
+    folders: Folders = Folders(),  # noqa: B008  # frozen
     config: Annotated[Path | None, Parameter(help="Configuration file; default faas.toml where there is one.")] = None,
-    state: Annotated[Path, Parameter(help="State folder: bus, environments, node.json.")] = Path(".faas"),
-    nats: Annotated[str | None, Parameter(help="URL of a NATS server that is there already; else an embedded one is started.")] = None,
-    bus: Annotated[str, Parameter(help="HOST:PORT of the embedded server; port 0 chooses.")] = "127.0.0.1:4222",
-    http: Annotated[str, Parameter(help="HOST:PORT of /healthz and /readyz; port 0 chooses.")] = "127.0.0.1:8080",
-    pool: Annotated[str, Parameter(help="process; docker and simulated are not supported yet.")] = "process",
-    environments: Annotated[str, Parameter(help="build; current is not supported yet.")] = "build",
-    gpus: Annotated[str, Parameter(help="auto or none; simulate is not supported yet.")] = "auto",
+    state: Annotated[Path, Parameter(help="State folder: bus, environments, node.json.")] = DEFAULT_STATE,
+    addresses: Addresses = Addresses(),  # frozen
+    machine: Machine = Machine(),  # frozen
     node: Annotated[str | None, Parameter(help="Name of the node; default HOST-RANDOM, kept in the state folder.")] = None,
     verbose: Annotated[bool, Parameter(negative="", help="Log every finished invocation.")] = False,
 ) -> int:
     """Run a node in the foreground."""
-    for option, given, known, later in (
-        ("--pool", pool, ("process",), ("docker", "simulated")),
-        ("--environments", environments, ("build",), ("current",)),
-        ("--gpus", gpus, ("auto", "none"), ("simulate",)),
-    ):
-        if given not in known:
-            supported = given.partition(":")[0] in later
-            raise ConfigInvalid(f"{option} {given}: {'not supported yet' if supported else 'unknown'}; use {' or '.join(known)}")
     from faas.telemetry import set_up_logging
 
+    machine.check()
     set_up_logging(debug=verbose)
-    settings = settings_of(functions=functions, runtimes=runtimes, config=config, state=state, nats=nats, addresses=(bus, http), node=node)
-    return run(settings)
+    return run(settings_of(folders, addresses, state=state, config=config, node=node))
 
 
-def settings_of(
-    *,
-    functions: Path,
-    runtimes: Path | None,
-    config: Path | None,
-    state: Path,
-    nats: str | None,
-    addresses: tuple[str, str],
-    node: str | None,
-) -> Config:
+def settings_of(folders: Folders, addresses: Addresses, *, state: Path, config: Path | None = None, node: str | None = None) -> Config:
     """Options, file and environment variables as one Config. Raises ConfigInvalid."""
     from faas.config import Config, load_file, node_name, parse_address
-    from faas.environments.profile import shipped_runtimes
 
     file = config if config is not None else Path("faas.toml") if Path("faas.toml").exists() else None
     bus, pool, prices = load_file(file, os.environ)
-    default = Path("runtimes")
     return Config(
-        functions=functions,
-        runtimes=runtimes if runtimes is not None else default if default.is_dir() else shipped_runtimes(),
+        functions=folders.functions or Path("functions"),
+        runtimes=runtimes_folder(folders.runtimes),
         state=state,
         node=node_name(state, node),
-        nats=nats or "",
-        bus_address=parse_address(addresses[0], "--bus"),
-        http_address=parse_address(addresses[1], "--http"),
+        nats=addresses.nats or "",
+        bus_address=parse_address(addresses.bus, "--bus"),
+        http_address=parse_address(addresses.http, "--http"),
         bus=bus,
         pool=pool,
         prices=prices,
     )
+
+
+def runtimes_folder(given: Path | None) -> Path:
+    """As given, else `runtimes` here, else the profiles that come with faas."""
+    from faas.environments.profile import shipped_runtimes
+
+    default = Path("runtimes")
+    return given or (default if default.is_dir() else shipped_runtimes())
 
 
 def run(settings: Config) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mimetypes
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +13,38 @@ from cyclopts import Parameter
 
 from faas.errors import ConfigInvalid
 
-Nats = Annotated[str | None, Parameter(name="--nats", help="URL of the bus; else FAAS_NATS, else the node of --state.")]
 State = Annotated[Path, Parameter(name="--state", help="State folder of the node.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 Data = Annotated[str | None, Parameter(help="The payload: text, @FILE, or - for standard input.", allow_leading_hyphen=True)]
-Header = Annotated[tuple[str, ...], Parameter(name="--header", help="K=V, may be given several times.", negative="")]
 
 DEFAULT_STATE = Path(".faas")
+
+
+@Parameter(name="*")
+@dataclass(slots=True, frozen=True)
+class Where:
+    """Which bus a verb speaks to."""
+
+    nats: Annotated[str | None, Parameter(help="URL of the bus; else FAAS_NATS, else the node of --state.")] = None
+    state: Annotated[Path, Parameter(help="State folder of the node.")] = DEFAULT_STATE
+
+
+@Parameter(name="*")
+@dataclass(slots=True, frozen=True)
+class Folders:
+    """Where functions and profiles are read from."""
+
+    functions: Annotated[Path | None, Parameter(help="Folder of the functions; default functions.")] = None
+    runtimes: Annotated[Path | None, Parameter(help="Folder of the profiles; default runtimes, else those that come with faas.")] = None
+
+
+@Parameter(name="*")
+@dataclass(slots=True, frozen=True)
+class Payload:
+    """What an event brings along."""
+
+    header: Annotated[tuple[str, ...], Parameter(help="K=V, may be given several times.", negative="")] = ()
+    id: Annotated[str | None, Parameter(help="The event's id: the same one again is the same event.")] = None
 
 
 def payload(data: str | None) -> tuple[bytes, str]:

@@ -26,7 +26,7 @@ class Attempt:
 
     __slots__ = ("_attempted", "_billing", "_record", "drained", "ended", "phases")
 
-    def __init__(self, ended: Ended, phases: Phases, attempted: Attempted | None = None, billing: Billing | None = None) -> None:
+    def __init__(self, ended: Ended, phases: Phases, *, attempted: Attempted | None = None, billing: Billing | None = None) -> None:
         self.ended, self.phases = ended, phases
         self.drained = attempted is not None and attempted.drained
         self._attempted, self._billing = attempted, billing
@@ -112,7 +112,7 @@ class Attempts:
             meter=meter,
             drained=lease.drained,
         )
-        return Attempt(ended, phases, attempted, self._billing)
+        return Attempt(ended, phases, attempted=attempted, billing=self._billing)
 
     # ------------------------------------------------------------ the two clocks on a worker
 

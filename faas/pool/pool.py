@@ -93,7 +93,7 @@ class Lease:
 class WorkerPool:
     """`open` it, `serve` functions, then `try_acquire` or `acquire` a lease for each attempt."""
 
-    def __init__(self, config: PoolConfig, backend: Backend, build: Build, group: asyncio.TaskGroup) -> None:
+    def __init__(self, config: PoolConfig, backend: Backend, build: Build, *, group: asyncio.TaskGroup) -> None:
         self._free = config.slots_or_default
         self._backend, self._build, self._group = backend, build, group
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,7 +109,7 @@ class WorkerPool:
     @asynccontextmanager
     async def open(cls, config: PoolConfig, backend: Backend, build: Build) -> AsyncIterator[WorkerPool]:
         async with asyncio.TaskGroup() as group:
-            pool = cls(config, backend, build, group)
+            pool = cls(config, backend, build, group=group)
             try:
                 yield pool
             finally:
@@ -128,7 +128,7 @@ class WorkerPool:
         sandboxes = self._profiles.get(profile.name)
         if sandboxes is None:
             sandboxes = Sandboxes(
-                profile, self._backend, self._build, self._spawn, evict=self._evict, evictable=self._evictable, changed=self._hand_out
+                profile, self._backend, self._build, spawn=self._spawn, evict=self._evict, evictable=self._evictable, changed=self._hand_out
             )
             self._profiles[profile.name] = sandboxes
         wanted, bound = function.spec.limits, profile.limits
