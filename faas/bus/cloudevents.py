@@ -128,8 +128,6 @@ def _event(attributes: dict[str, str], data: bytes) -> Event:
     for name in attributes:
         if not _ATTRIBUTE.fullmatch(name):
             raise _Refused(f"{name[:70]!r} is no attribute name; use a-z and 0-9 only")
-    if attributes.get("time"):
-        _moment("time", attributes["time"])
     extensions = {name: value for name, value in attributes.items() if name not in _CORE}
     if "traceparent" in extensions and not _TRACEPARENT.fullmatch(extensions["traceparent"]):
         del extensions["traceparent"]  # W3C: an invalid one restarts the trace and fails nothing
@@ -138,7 +136,7 @@ def _event(attributes: dict[str, str], data: bytes) -> Event:
         source=attributes["source"],
         type=attributes["type"],
         subject=attributes.get("subject", ""),
-        time=attributes.get("time", ""),
+        time=_time("time", attributes["time"]) if attributes.get("time") else "",
         datacontenttype=attributes.get("datacontenttype", ""),
         dataschema=attributes.get("dataschema", ""),
         extensions=extensions,
@@ -199,15 +197,19 @@ def _depth(text: str) -> int:
 
 
 def _moment(name: str, text: str) -> float:
-    """RFC 3339 -> seconds since the epoch; a leap second counts as the second before it."""
+    """RFC 3339 -> seconds since the epoch."""
+    return datetime.fromisoformat(_time(name, text)).timestamp()
+
+
+def _time(name: str, text: str) -> str:
+    """RFC 3339 in the one form that Python reads: capitals, and a leap second as the second before it."""
     match = _MOMENT.fullmatch(text.upper())
+    normal = match[1] + ("59" if match[2] == "60" else match[2]) + match[3] if match else ""
     try:
-        moment = datetime.fromisoformat(match[1] + ("59" if match[2] == "60" else match[2]) + match[3]) if match else None
+        datetime.fromisoformat(normal)
     except ValueError:
-        moment = None
-    if moment is None:
-        raise _Refused(f"{name} {text[:40]!r} is no RFC 3339 time; write it like 2026-11-24T08:00:00Z")
-    return moment.timestamp()
+        raise _Refused(f"{name} {text[:40]!r} is no RFC 3339 time; write it like 2026-11-24T08:00:00Z") from None
+    return normal
 
 
 def _is_json(content_type: str) -> bool:
