@@ -28,7 +28,7 @@ from faas.errors import BusUnavailable
 from faas.identity import invocation_id, random_invocation_id
 from faas.model import Control, Ended, Event, EventInvalid, FunctionVersion, Invocation, Outcome, Phases
 from faas.pool.attempt import Attempt, Attempts
-from faas.pool.pool import Draining
+from faas.pool.lease import Draining
 from faas.scheduling import retry
 
 log = structlog.get_logger()

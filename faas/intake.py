@@ -22,7 +22,8 @@ from faas.bus.streams import Consumer
 from faas.dispatcher import Dispatcher
 from faas.errors import FaasError
 from faas.model import FunctionVersion
-from faas.pool.pool import Draining, WorkerPool
+from faas.pool.lease import Draining
+from faas.pool.pool import WorkerPool
 
 log = structlog.get_logger()
 

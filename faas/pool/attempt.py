@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from faas.errors import ColdStartFailed, EnvironmentFailed, ProtocolError, WorkerLost
 from faas.model import Ended, Event, Invocation, Phases
+from faas.pool.lease import Lease
 from faas.pool.metering import Attempted, Billing, Meter
-from faas.pool.pool import Lease, WorkerPool
+from faas.pool.pool import WorkerPool
 from faas.units import format_duration, format_size
 from faas.worker import wire
 

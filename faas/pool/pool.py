@@ -11,15 +11,14 @@ import math
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from types import TracebackType
 
 import structlog
 
 from faas.config import PoolConfig
 from faas.errors import FaasError
-from faas.model import Environment, FunctionVersion, RuntimeProfile, Start
-from faas.pool.backend import Backend, Sandbox
+from faas.model import FunctionVersion, RuntimeProfile, Start
+from faas.pool.backend import Backend
+from faas.pool.lease import Draining, Lease, Served
 from faas.pool.sandboxes import Build, Sandboxes
 from faas.pool.worker import Worker
 from faas.scheduling.fair_queue import FairQueue, Flow
@@ -40,54 +39,6 @@ HOLD_WEIGHT = 0.1
 
 RETIRE_S = 2.0
 """How long `close` of the workers of a retired sandbox may take before it is killed."""
-
-
-class Draining(FaasError):
-    """The node stops and starts nothing more; another node, or the next start, takes what waits."""
-
-    code = "draining"
-    retryable = True
-
-
-@dataclass(slots=True, eq=False)
-class Served:
-    """What this node holds for one function version. `leased` counts attempts that hold a slot, their worker there or on its way."""
-
-    function: FunctionVersion
-    sandboxes: Sandboxes
-    limits: tuple[int, float, int]  # memory in bytes, cpus, pids: the function's, at most the profile's
-    sandbox: Sandbox | None = None
-    idle: list[Worker] = field(default_factory=list)  # the last one given back is the next one leased
-    leased: int = 0
-    prewarming: int = 0
-    idle_since_monotonic: float = 0.0
-    hold_s: float = math.inf  # moving average of lease start to end; infinite until the first has ended
-    binding: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-@dataclass(slots=True, eq=False)
-class Lease:
-    """The exclusive right to one worker for one attempt. Leaving it gives the worker back idle after a clean end, else kills it."""
-
-    pool: WorkerPool
-    served: Served
-    worker: Worker
-    start: Start
-    since_monotonic: float
-    clean: bool = False
-    drained: bool = False  # the node killed it because its shutdown grace ran out
-
-    @property
-    def environment(self) -> Environment:
-        environment = self.served.sandboxes.environment
-        assert environment is not None
-        return environment
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.pool.release(self)
 
 
 class WorkerPool:
@@ -191,7 +142,7 @@ class WorkerPool:
 
     def _lease(self, served: Served, worker: Worker, start: Start) -> Lease:
         worker.lease()
-        lease = Lease(self, served, worker, start, time.monotonic())
+        lease = Lease(self.release, served, worker, start, time.monotonic())
         self._leases.add(lease)
         return lease
 

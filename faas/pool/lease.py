@@ -1,0 +1,63 @@
+"""What one attempt holds of the pool, and what the pool holds of one function. Values of the pool; they decide nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from faas.errors import FaasError
+from faas.model import Environment, FunctionVersion, Start
+from faas.pool.backend import Sandbox
+from faas.pool.sandboxes import Sandboxes
+from faas.pool.worker import Worker
+
+
+class Draining(FaasError):
+    """The node stops and starts nothing more; another node, or the next start, takes what waits."""
+
+    code = "draining"
+    retryable = True
+
+
+@dataclass(slots=True, eq=False)
+class Served:
+    """What this node holds for one function version. `leased` counts attempts that hold a slot, their worker there or on its way."""
+
+    function: FunctionVersion
+    sandboxes: Sandboxes
+    limits: tuple[int, float, int]  # memory in bytes, cpus, pids: the function's, at most the profile's
+    sandbox: Sandbox | None = None
+    idle: list[Worker] = field(default_factory=list)  # the last one given back is the next one leased
+    leased: int = 0
+    prewarming: int = 0
+    idle_since_monotonic: float = 0.0
+    hold_s: float = math.inf  # moving average of lease start to end; infinite until the first has ended
+    binding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The exclusive right to one worker for one attempt. Leaving it gives the worker back idle after a clean end, else kills it."""
+
+    give_back: Callable[[Lease], None]
+    served: Served
+    worker: Worker
+    start: Start
+    since_monotonic: float
+    clean: bool = False
+    drained: bool = False  # the node killed it because its shutdown grace ran out
+
+    @property
+    def environment(self) -> Environment:
+        environment = self.served.sandboxes.environment
+        assert environment is not None
+        return environment
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.give_back(self)
