@@ -10,9 +10,9 @@ import pytest
 from nats import micro
 from nats.micro.service import SEMVER_REGEX, ServiceInfo, ServicePing, ServiceStats
 
-from faas import __version__
 from faas.bus.connection import Bus, Message, NoStream
 from faas.bus.service import Service
+from faas.version import __version__
 
 
 @pytest.fixture
