@@ -42,6 +42,7 @@ __all__ = ["ApiError", "Bus", "Callback", "Message", "NoStream", "Stored", "Stor
 
 log = structlog.get_logger()
 
+CONNECT_S = 5.0
 WATCHDOG_S = 1.0
 AWAY_S = 30.0
 """After so long without a connection the client is made anew: closing a socket to a frozen host can hold nats-py's reconnecting up for a quarter of an hour."""
@@ -152,7 +153,7 @@ class Bus:
 
         client = DirectClient()
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(CONNECT_S):
                 await client.connect(
                     self._url.split(","),
                     name=self._name,
