@@ -68,11 +68,30 @@ def _template(boot: Boot, isolated: bool) -> None:
     began = time.monotonic()
     for module in boot.preload:
         importlib.import_module(module)
+    if boot.warmup and _stays_forkable(boot.warmup):
+        _warm_up(boot.warmup)  # here too: what it touches is then shared by all spares (4 MB of torch), not private to each
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page that holds an object's header
     preload_us = round((time.monotonic() - began) * 1e6)
     threads = len(os.listdir("/proc/self/task"))
     _Forker(boot, isolated, wire.Hello(role="template", id=boot.id, threads=threads, isolated=isolated, preload_us=preload_us)).run()
+
+
+def _warm_up(statement: str) -> None:
+    exec(statement, {name: module for name, module in sys.modules.items() if "." not in name})
+
+
+def _stays_forkable(statement: str) -> bool:
+    """Whether a process that has run it could still fork, tried in a child: a thread or a CUDA context cannot be taken back."""
+    child = os.fork()
+    if child == 0:
+        _live(lambda: _try_warm_up(statement))
+    return os.waitpid(child, 0)[1] == 0
+
+
+def _try_warm_up(statement: str) -> None:
+    _warm_up(statement)
+    os._exit(1 if _why_not_fork() else 0)
 
 
 def _zygote(boot: Boot, isolated: bool) -> None:
@@ -189,7 +208,7 @@ def _worker(boot: Boot, worker: str) -> None:
         stream = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
     if boot.warmup:
-        exec(boot.warmup, {name: module for name, module in sys.modules.items() if "." not in name})
+        _warm_up(boot.warmup)
     peer = Peer(_connect(boot.directory), boot.directory, worker)
     peer.send(wire.Hello(role="worker", id=worker))
     serve(peer, boot.directory)
