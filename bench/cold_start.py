@@ -1,14 +1,14 @@
 """How long until a new function of profile `ai` has done its first torch operation, and what keeping that ready costs in memory?
 
-Every sample is a function that has never run: its name is new, so nothing of it is loaded. First one at a time, each
-after the node has its spare again; in turn with them a fresh interpreter of the same environment, bytecode compiled,
-does the same. Then pairs at once, of which one finds no spare and is forked. Times are of one clock: `time.time()` when the
-event is sent, and the handler's own after its first operation.
+Every sample is a function that has never run on its node, so nothing of it is loaded. Three ways: one alone, after the node
+has its spare again; two at once, of which one finds no spare; and one right after another, before the next spare is ready.
+`Faas-Start` says how the worker was made, and the figures are split by it. In turn with them a fresh interpreter of the same
+environment, bytecode compiled, does the same. Times are of one clock: `time.time()` when the event is sent, and the handler's
+own after its first operation.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import datetime
 import json
@@ -37,6 +37,11 @@ FRESH = "import time, torch; torch.ones(64, 64) @ torch.ones(64, 64); print(time
 SPEC = 'runtime = "ai"\n[limits]\nmemory = "1GiB"\n[scale]\nkeep_alive = "5s"\n'
 SETTLED_S = 0.5
 SETTLE_LIMIT_S = 20.0
+ALONE = ("alone-0", "alone-1")
+TOGETHER = ("together-0", "together-1")
+AFTER = ("after-0", "after-1")
+"""The functions of one round, each new to its node. With the generic sandbox they are seven: at the profile's `max` of eight, a new
+function first ends another's sandbox, and a fork would be timed with that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +56,17 @@ class Sample:
 
 @dataclass(slots=True)
 class Figures:
-    """Everything that one run found."""
+    """Everything that the rounds found: samples by the way in which they were taken."""
 
-    alone: list[Sample] = field(default_factory=list)
-    paired: list[Sample] = field(default_factory=list)
+    samples: dict[str, list[Sample]] = field(default_factory=lambda: {"alone": [], "two at once": [], "right after another": []})
     fresh_s: list[float] = field(default_factory=list)
-    spare_bytes: list[int] = field(default_factory=list)
-    node_bytes: int = 0
+    spare_clean_bytes: list[int] = field(default_factory=list)
+    spare_dirty_bytes: list[int] = field(default_factory=list)
+    node_bytes: list[int] = field(default_factory=list)
 
-    def of(self, start: str) -> list[Sample]:
-        return [sample for sample in self.alone + self.paired if sample.start == start]
+    def of(self, start: str, way: str) -> list[float]:
+        """Seconds to the first operation. Never pooled over the ways: their mix would decide the figure."""
+        return [sample.operation_s for sample in self.samples[way] if sample.start == start]
 
 
 async def invoke(client: Client, name: str, *, wait_s: float = 60) -> Sample:
@@ -94,56 +100,70 @@ def fresh_interpreter(python: Path) -> float:
     return float(done.stdout) - began
 
 
-def spares(node: measure.Node) -> list[int]:
-    """The processes of the template's family that have torch mapped and no child: while no function has run, those are spares."""
-    members = measure.family(node.pid)
-    parents = {pid for pid in members if len(measure.family(pid)) > 1}
-    return [pid for pid in members if pid not in parents and "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+def leaves_with_torch(node: measure.Node) -> list[int]:
+    leaves = [pid for pid in measure.family(node.pid) if len(measure.family(pid)) == 1]
+    return [pid for pid in leaves if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
 
 
-def environment_python(node: measure.Node) -> Path:
-    """The interpreter of the `ai` environment: the one that a process with torch mapped runs."""
-    waiting = spares(node)
-    if not waiting:
-        raise RuntimeError("no spare of profile ai is waiting: nothing with torch mapped below the node")
-    return Path(Path(f"/proc/{waiting[0]}/cmdline").read_bytes().split(b"\0")[0].decode())
+def interpreter_of(pid: int) -> Path:
+    return Path(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode())
 
 
-async def run(node: measure.Node, settings: argparse.Namespace) -> Figures:
-    figures = Figures()
+async def first_spare(node: measure.Node) -> int:
+    """The one spare of a node on which no function has run: the process without a child that has torch mapped. Its environment may have to be built."""
+    deadline = time.monotonic() + measure.BUILD_S
+    while time.monotonic() < deadline:
+        await settle(node)
+        waiting = leaves_with_torch(node)
+        if len(waiting) == 1:
+            return waiting[0]
+        await asyncio.sleep(SETTLED_S)
+    raise RuntimeError("no spare of profile ai is waiting: nothing with torch mapped below the node")
+
+
+async def play_round(node: measure.Node, figures: Figures) -> None:
+    """One node from its start: memory first, then each of its functions once."""
     client = await nats.connect(node.url)
     try:
-        await invoke(client, "first", wait_s=measure.BUILD_S)  # the environment, the template: not what is asked here
-        await asyncio.sleep(6)  # its worker's keep-alive passes, so that what is left are spares
+        spare = await first_spare(node)
+        figures.node_bytes.append(measure.resident_bytes(node.pid))
+        clean, dirty = measure.private_bytes(spare)
+        figures.spare_clean_bytes.append(clean)
+        figures.spare_dirty_bytes.append(dirty)
+        python = interpreter_of(spare)
+        if not figures.fresh_s:
+            fresh_interpreter(python)  # fills the page cache; not counted
+        for name in ALONE:
+            await settle(node)
+            figures.samples["alone"].append(await invoke(client, name))
         await settle(node)
-        figures.node_bytes = measure.resident_bytes(node.pid)
-        figures.spare_bytes = [measure.private_bytes(pid) for pid in spares(node)]
-        python = environment_python(node)
-        fresh_interpreter(python)  # fills the page cache
-        for number in range(settings.samples):
-            await settle(node)
-            figures.alone.append(await invoke(client, f"alone-{number}"))
-            if number % 3 == 0:
-                figures.fresh_s.append(await asyncio.to_thread(fresh_interpreter, python))
-        for number in range(settings.pairs):
-            await settle(node)
-            figures.paired += await asyncio.gather(*(invoke(client, f"pair-{number}-{side}") for side in "ab"))
+        figures.samples["two at once"] += await asyncio.gather(*(invoke(client, name) for name in TOGETHER))
+        await settle(node)
+        figures.samples["right after another"] += [await invoke(client, name) for name in AFTER]
+        await settle(node)
+        figures.fresh_s.append(await asyncio.to_thread(fresh_interpreter, python))
     finally:
         await client.close()
-    return figures
 
 
 def rows_of(figures: Figures) -> list[dict[str, Figure]]:
     rows: list[dict[str, Figure]] = []
-    for when, samples in (("alone", figures.alone), ("two at once", figures.paired)):
+    for way, samples in figures.samples.items():
         for start in sorted({sample.start for sample in samples}):
             chosen = [sample for sample in samples if sample.start == start]
-            rows.append({"what": f"{start}, {when}: first operation", **measure.spread_ms([sample.operation_s for sample in chosen])})
-            rows.append({"what": f"{start}, {when}: reply", **measure.spread_ms([sample.reply_s for sample in chosen])})
-            rows.append({"what": f"{start}, {when}: Faas-Load-Us", **measure.spread_ms([sample.load_us / 1e6 for sample in chosen])})
+            for what, values in (
+                ("first operation", [sample.operation_s for sample in chosen]),
+                ("reply", [sample.reply_s for sample in chosen]),
+                ("Faas-Load-Us", [sample.load_us / 1e6 for sample in chosen]),
+            ):
+                rows.append({"what": f"{start}, {way}: {what}", **measure.spread_ms(values)})
     rows.append({"what": "fresh interpreter: first operation", **measure.spread_ms(figures.fresh_s)})
-    rows.append({"what": "idle spare, private memory", "n": len(figures.spare_bytes), "MB": middle(figures.spare_bytes) / 1e6})
-    rows.append({"what": "node, resident memory", "n": 1, "MB": figures.node_bytes / 1e6})
+    for what, sizes in (
+        ("idle spare, private clean (files')", figures.spare_clean_bytes),
+        ("idle spare, private dirty", figures.spare_dirty_bytes),
+        ("node, resident", figures.node_bytes),
+    ):
+        rows.append({"what": what, "n": len(sizes), "MB": middle(sizes) / 1e6})
     return rows
 
 
@@ -152,22 +172,26 @@ def middle(values: list[float] | list[int]) -> float:
 
 
 def main() -> None:
-    settings = measure.arguments(__doc__ or "", samples=15, pairs=6)
+    settings = measure.arguments(__doc__ or "", rounds=8)
+    figures = Figures()
     with ExitStack() as stack:
         functions, state = stack.enter_context(measure.scratch(settings.state))
-        names = [f"alone-{number}" for number in range(settings.samples)]
-        names += [f"pair-{number}-{side}" for number in range(settings.pairs) for side in "ab"]
-        for name in ("first", *names):
+        for name in (*ALONE, *TOGETHER, *AFTER):
             measure.function(functions, name, handler=HANDLER, spec=SPEC)
-        node = stack.enter_context(measure.node(functions, state=state))
-        figures = uvloop.run(run(node, settings))
-    spare, fork = (middle([sample.operation_s for sample in figures.of(start)]) for start in ("spare", "fork"))
+        for _ in range(settings.rounds):
+            with measure.node(functions, state=state) as node:
+                uvloop.run(play_round(node, figures))
+    spare, fresh = middle(figures.of("spare", "alone")), middle(figures.fresh_s)
+    private = middle(figures.spare_clean_bytes) + middle(figures.spare_dirty_bytes)
     goals = [
         Goal("spare: event to first operation, p50", 1000 * spare, 20, unit=" ms"),
-        Goal("fork: event to first operation, p50", 1000 * fork, 40, unit=" ms"),
-        Goal("fresh interpreter / spare", middle(figures.fresh_s) / spare, 60, at_most=False),
-        Goal("private memory of an idle spare", middle(figures.spare_bytes) / 1e6, 8, unit=" MB"),
-        Goal("resident memory of the node", figures.node_bytes / 1e6, 120, unit=" MB"),
+        *(
+            Goal(f"fork, {way}: event to first operation, p50", 1000 * middle(figures.of("fork", way)), 40, unit=" ms")
+            for way in ("two at once", "right after another")
+        ),
+        Goal("fresh interpreter / spare", fresh / spare, 60, at_most=False),
+        Goal("private memory of an idle spare, clean and dirty", private / 1e6, 8, unit=" MB"),
+        Goal("resident memory of the node", middle(figures.node_bytes) / 1e6, 120, unit=" MB"),
     ]
     measure.report("Cold start: a new function of profile `ai` to its first torch operation", rows_of(figures), goals, settings=settings)
 

@@ -34,9 +34,14 @@ Figure = float | int | str
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of them do not exceed, by nearest rank; of none, nan."""
+    """The value that `share` of them do not exceed, interpolated between neighbours; of none, nan."""
+    if not values:
+        return float("nan")
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def spread_ms(values_s: Sequence[float]) -> dict[str, Figure]:
@@ -263,10 +268,10 @@ def scheduled_s(pid: int) -> float:
     return total / 1e9
 
 
-def private_bytes(pid: int) -> int:
-    """Memory of a process that it shares with no other, dirty or clean."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
+def private_bytes(pid: int) -> tuple[int, int]:
+    """(clean, dirty) memory that no other process maps. Clean pages are files', here only by being the sole reader; dirty ones are its own for good."""
+    fields = {line.split()[0]: 1024 * int(line.split()[1]) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]}
+    return fields["Private_Clean:"], fields["Private_Dirty:"]
 
 
 def resident_bytes(pid: int) -> int:
