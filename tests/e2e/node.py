@@ -68,14 +68,20 @@ class Node:
 
     async def stored(self, stream: str, subject: str) -> list[Msg]:
         """Every message of a stream under a subject, in order."""
+        expected = await self.count(stream, subject)
+        if not expected:
+            return []
         subscription = await self.client.jetstream().subscribe(subject, stream=stream, ordered_consumer=True)
-        found: list[Msg] = []
-        info = await self.client.jetstream().stream_info(stream, subjects_filter=subject)
-        expected = sum((info.state.subjects or {}).values())
-        while len(found) < expected:
-            found.append(await subscription.next_msg(timeout=5))
+        found = [await subscription.next_msg(timeout=5) for _ in range(expected)]
+        consumer = await subscription.consumer_info()
         await subscription.unsubscribe()
+        await self.client.jetstream().delete_consumer(stream, consumer.name)  # else it stays, and a stream takes a thousand
         return found
+
+    async def count(self, stream: str, subject: str) -> int:
+        """How many messages a stream has under a subject."""
+        info = await self.client.jetstream().stream_info(stream, subjects_filter=subject)
+        return sum((info.state.subjects or {}).values())
 
     async def records(self, function: str, invocation: str, *, at_least: int = 1, wait_s: float = 5.0) -> list[dict[str, Any]]:
         """The usage records of an invocation's attempts, one per record_id, once so many are stored."""
