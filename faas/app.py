@@ -92,6 +92,7 @@ async def running(config: Config, *, eager: bool = True, on_build: OnBuild | Non
             missing.remove("bus")
             node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build))
             await node.serve(functions, invalid, profiles, eager=eager, store_bytes=store_bytes)
+            await bus.fence()  # whoever reads node.json finds every endpoint
             missing.remove("functions")
             info = _info(config, node.reports, url=url, token=token, http=http.url)
             stack.enter_context(_node_file(config.state / "node.json", info))
