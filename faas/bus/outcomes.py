@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Struct
 
 from faas import subjects
-from faas.bus.connection import ApiError, Bus, encode_head
+from faas.bus.cloudevents import binary_head
+from faas.bus.connection import Bus, encode_head
 from faas.errors import AlreadyStored
 from faas.model import Ended, Outcome
 
@@ -93,18 +94,12 @@ def body_of(ended: Ended) -> tuple[bytes, str]:
 def _fixed_head(key: tuple[str, str, str], outcome: str, content_type: str) -> bytes:
     """The lines that repeat from one outcome of a function to the next: encoding them each time cost a fifth of a bare reply."""
     tenant, function, version = key
-    lines = [
-        ("Faas-Tenant", tenant),
-        ("Faas-Function", function),
-        ("Faas-Version", version),
-        ("Faas-Outcome", outcome),
-        ("ce-specversion", "1.0"),
-        ("ce-source", f"/faas/{tenant}/{function}"),
-        ("ce-type", f"faas.{outcome}"),
-    ]
+    lines = [("Faas-Tenant", tenant), ("Faas-Function", function), ("Faas-Version", version), ("Faas-Outcome", outcome)]
+    event = {"specversion": "1.0", "source": f"/faas/{tenant}/{function}", "type": f"faas.{outcome}"}
     if content_type:
-        lines += [("ce-datacontenttype", content_type), ("Content-Type", content_type)]
-    return encode_head(lines)
+        lines.append(("Content-Type", content_type))
+        event["datacontenttype"] = content_type
+    return encode_head(lines) + binary_head(event)
 
 
 def head_of(outcome: Outcome, content_type: str) -> bytes:
@@ -223,6 +218,3 @@ class Outcomes:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:200]
-
-
-__all__ = ["PROBLEM", "ApiError", "Outcomes", "StoredAttempts", "StoredOutcome", "join_records", "split_records"]

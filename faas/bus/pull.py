@@ -202,7 +202,7 @@ class Puller:
             await self._subscription.unsubscribe()
 
     def want(self, messages: int) -> None:
-        """Have so many asked for and not yet delivered; fewer than now takes effect as they arrive."""
+        """Have so many asked for and not yet delivered, at least half of it at any time; fewer than now takes effect as they arrive."""
         self._wanted = messages
         self._ask()
 
@@ -223,7 +223,8 @@ class Puller:
 
     def _ask(self) -> None:
         missing = self._wanted - self._asked
-        if missing > 0 and self._resting is None and not self._stopped and self._bus.connected:
+        # Not before half is used up: one pull for several messages, where each would cost a message of its own.
+        if missing > 0 and 2 * missing >= self._wanted and self._resting is None and not self._stopped and self._bus.connected:
             self._asked += missing
             self._group.create_task(self._pull(missing))
 
