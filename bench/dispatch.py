@@ -2,7 +2,8 @@
 
 Three kinds of event, each against a floor on the same nats-server (floor.py): a synchronous request; a durable event
 without an id; a durable event with an explicit `Nats-Msg-Id`, for which the node looks up whether it has run already.
-Blocks of floor and node alternate, so that drift of the host hits both. Everything twice: `[bus] sync` "default" and "always".
+Blocks of floor and node alternate, so that drift of the host hits both. What strangers on the host used while a block ran stands beside it
+(`others_cores`): alternating does not take that out. Everything twice: `[bus] sync` "default" and "always".
 """
 
 from __future__ import annotations
@@ -35,21 +36,43 @@ PUBLISHED_AT_ONCE = 256
 
 
 @dataclass(slots=True)
-class Samples:
-    """The two sides of one question: every sample, and the p50 of each block."""
+class Side:
+    """What one side of a question gave: every latency or each block's rate, and the cores that strangers used in each block."""
 
-    floor: list[float] = field(default_factory=list)
-    node: list[float] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    by_block: list[float] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
 
-    def add(self, floor_block: list[float], node_block: list[float]) -> None:
-        self.floor += floor_block
-        self.node += node_block
-        self.ratios.append(measure.percentile(node_block, 0.5) / measure.percentile(floor_block, 0.5))
+    async def add(self, block: Awaitable[list[float]]) -> None:
+        strangers = measure.Others()
+        values = await block
+        self.others.append(strangers.cores())
+        self.values += values
+        self.by_block.append(measure.percentile(values, 0.5))
+
+    @property
+    def middle(self) -> float:
+        return measure.percentile(self.values, 0.5)
+
+    @property
+    def strangers(self) -> float:
+        return measure.percentile(self.others, 0.5)
+
+
+@dataclass(slots=True)
+class Pair:
+    """The two sides of one question."""
+
+    floor: Side = field(default_factory=Side)
+    node: Side = field(default_factory=Side)
 
     @property
     def ratio(self) -> float:
-        return measure.percentile(self.node, 0.5) / measure.percentile(self.floor, 0.5)
+        return self.node.middle / self.floor.middle
+
+    @property
+    def ratios(self) -> list[float]:
+        return [ours / bare for bare, ours in zip(self.floor.by_block, self.node.by_block, strict=True)]
 
 
 class Generator:
@@ -141,62 +164,69 @@ def _check_pair(outcome: Msg, event_id: str, sequence: int) -> None:
 Block = Callable[[], Awaitable[list[float]]]
 
 
-async def latencies(load: Generator, settings: argparse.Namespace) -> dict[str, Samples]:
-    """All three kinds, floor and node in turn."""
-    seconds = settings.seconds
-    pairs: dict[str, tuple[Block, Block]] = {
-        "synchronous": (lambda: load.request_latencies(floor.REQUESTS, seconds), lambda: load.request_latencies(INVOKE, seconds)),
-        "durable": (
-            lambda: load.durable_latencies(floor.EVENT, floor.OUTCOME, seconds, with_id=False),
-            lambda: load.durable_latencies(EVENT, OUTCOME, seconds, with_id=False),
-        ),
-        "durable, Nats-Msg-Id": (
-            lambda: load.durable_latencies(floor.EVENT, floor.OUTCOME, seconds, with_id=True),
-            lambda: load.durable_latencies(EVENT, OUTCOME, seconds, with_id=True),
-        ),
-    }
-    samples = {kind: Samples() for kind in pairs}
-    for _ in range(settings.rounds):
+async def alternate(pairs: dict[str, tuple[Block, Block]], rounds: int) -> dict[str, Pair]:
+    """Floor and node in turn, all kinds in every round."""
+    found = {kind: Pair() for kind in pairs}
+    for _ in range(rounds):
         for kind, (bare, ours) in pairs.items():
-            samples[kind].add(await bare(), await ours())
-    return samples
-
-
-async def rates(load: Generator, settings: argparse.Namespace) -> dict[str, tuple[list[float], list[float]]]:
-    """Per kind the rates of floor and node, a figure for each block."""
-    found: dict[str, tuple[list[float], list[float]]] = {"synchronous": ([], []), "durable": ([], [])}
-    for _ in range(settings.rounds):
-        for subject, into in zip((floor.REQUESTS, INVOKE), found["synchronous"], strict=True):
-            into.append(await load.requests_per_s(subject, in_flight=settings.in_flight, seconds=settings.seconds))
-        for (subject, outcomes), into in zip(((floor.EVENT, floor.OUTCOMES), (EVENT, "FAAS_OUTCOMES")), found["durable"], strict=True):
-            into.append(await load.events_per_s(subject, outcomes, settings.events))
+            await found[kind].floor.add(bare())
+            await found[kind].node.add(ours())
     return found
 
 
-async def compare(url: str, settings: argparse.Namespace) -> tuple[dict[str, Samples], dict[str, tuple[list[float], list[float]]]]:
+def latency_blocks(load: Generator, seconds: float) -> dict[str, tuple[Block, Block]]:
+    def durable(*, with_id: bool) -> tuple[Block, Block]:
+        return (
+            lambda: load.durable_latencies(floor.EVENT, floor.OUTCOME, seconds, with_id=with_id),
+            lambda: load.durable_latencies(EVENT, OUTCOME, seconds, with_id=with_id),
+        )
+
+    return {
+        "synchronous": (lambda: load.request_latencies(floor.REQUESTS, seconds), lambda: load.request_latencies(INVOKE, seconds)),
+        "durable": durable(with_id=False),
+        "durable, Nats-Msg-Id": durable(with_id=True),
+    }
+
+
+def rate_blocks(load: Generator, settings: argparse.Namespace) -> dict[str, tuple[Block, Block]]:
+    async def requests(subject: str) -> list[float]:
+        return [await load.requests_per_s(subject, in_flight=settings.in_flight, seconds=settings.seconds)]
+
+    async def events(subject: str, outcomes: str) -> list[float]:
+        return [await load.events_per_s(subject, outcomes, settings.events)]
+
+    return {
+        "synchronous": (lambda: requests(floor.REQUESTS), lambda: requests(INVOKE)),
+        "durable": (lambda: events(floor.EVENT, floor.OUTCOMES), lambda: events(EVENT, "FAAS_OUTCOMES")),
+    }
+
+
+async def compare(url: str, settings: argparse.Namespace) -> tuple[dict[str, Pair], dict[str, Pair]]:
+    """Latencies and rates by kind."""
     client = await nats.connect(url)
     try:
         load = Generator(client)
         await load.warm()
-        return await latencies(load, settings), await rates(load, settings)
+        latencies = await alternate(latency_blocks(load, settings.seconds), settings.rounds)
+        return latencies, await alternate(rate_blocks(load, settings), settings.rounds)
     finally:
         await client.close()
 
 
-def rows_of(
-    sync: str, samples: dict[str, Samples], per_s: dict[str, tuple[list[float], list[float]]], settings: argparse.Namespace
-) -> list[dict[str, Figure]]:
+def rows_of(sync: str, latencies: dict[str, Pair], rates: dict[str, Pair], settings: argparse.Namespace) -> list[dict[str, Figure]]:
     rows: list[dict[str, Figure]] = []
-    for kind, both in samples.items():
-        rows.append({"what": f"{kind}, floor", "sync": sync, **measure.spread_ms(both.floor)})
-        rows.append({"what": f"{kind}, node", "sync": sync, **measure.spread_ms(both.node), "ratio": both.ratio})
-        rows[-1]["by_round"] = f"{min(both.ratios):.2f}-{max(both.ratios):.2f}"
-    for kind, (bare, ours) in per_s.items():
+    for kind, both in latencies.items():
+        for name, side in (("floor", both.floor), ("node", both.node)):
+            rows.append({"what": f"{kind}, {name}", "sync": sync, **measure.spread_ms(side.values), "others_cores": side.strangers})
+        rows[-1] |= {"ratio": both.ratio, "by_round": f"{min(both.ratios):.2f}-{max(both.ratios):.2f}"}
+    for kind, both in rates.items():
         what = f"{kind}, {settings.in_flight} in flight" if kind == "synchronous" else f"{kind}, {settings.events} events"
-        middle = [measure.percentile(one, 0.5) for one in (bare, ours)]
-        for side, one, figure in zip(("floor", "node"), (bare, ours), middle, strict=True):
-            rows.append({"what": f"{what}, {side}", "sync": sync, "per_s": figure, "by_round": f"{min(one):,.0f}-{max(one):,.0f}"})
-        rows[-1]["ratio"] = middle[0] / middle[1]
+        for name, side in (("floor", both.floor), ("node", both.node)):
+            by_round = f"{min(side.values):,.0f}-{max(side.values):,.0f}"
+            rows.append(
+                {"what": f"{what}, {name}", "sync": sync, "per_s": side.middle, "others_cores": side.strangers, "by_round": by_round}
+            )
+        rows[-1]["ratio"] = 1 / both.ratio
     return rows
 
 
@@ -211,14 +241,14 @@ def main() -> None:
             node = stack.enter_context(measure.node(functions, state=state, config=f'[bus]\nsync = "{sync}"\n'))
             for side in ("responder", "durable"):
                 stack.enter_context(measure.python(Path(floor.__file__), side, node.url))
-            samples, per_s = uvloop.run(compare(node.url, settings))
-        rows += rows_of(sync, samples, per_s, settings)
+            latencies, rates = uvloop.run(compare(node.url, settings))
+        rows += rows_of(sync, latencies, rates, settings)
         if sync == "default":
             goals = [
-                Goal("synchronous p50 / floor", samples["synchronous"].ratio, 1.6),
-                Goal("durable p50 / floor", samples["durable"].ratio, 1.8),
-                Goal("synchronous, 32 in flight", measure.percentile(per_s["synchronous"][1], 0.5), 4000, at_most=False, unit="/s"),
-                Goal("durable", measure.percentile(per_s["durable"][1], 0.5), 2500, at_most=False, unit="/s"),
+                Goal("synchronous p50 / floor", latencies["synchronous"].ratio, 1.6),
+                Goal("durable p50 / floor", latencies["durable"].ratio, 1.8),
+                Goal("synchronous, 32 in flight", rates["synchronous"].node.middle, 4000, at_most=False, unit="/s"),
+                Goal("durable", rates["durable"].node.middle, 2500, at_most=False, unit="/s"),
             ]
     measure.report("Dispatch: a warm `hello` through a node, beside the bus alone", rows, goals, settings=settings)
 

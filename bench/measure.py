@@ -268,6 +268,28 @@ def scheduled_s(pid: int) -> float:
     return total / 1e9
 
 
+class Others:
+    """How many cores processes outside the benchmark used since it was made: what alternating blocks cannot take out of a comparison.
+
+    A side that needs both cores loses to a neighbour what one that needs a single core does not; and on a busy host, whose cores never
+    halt, a lone request is faster. Everything that a benchmark starts is below its own process.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._busy_s = time.monotonic(), _busy_s()
+        self._own_s = {pid: scheduled_s(pid) for pid in family(os.getpid())}
+
+    def cores(self) -> float:
+        own = sum(max(0.0, scheduled_s(pid) - self._own_s.get(pid, 0.0)) for pid in family(os.getpid()))
+        return max(0.0, (_busy_s() - self._busy_s - own) / (time.monotonic() - self._began))
+
+
+def _busy_s() -> float:
+    """Processor time of the whole host that was not idle."""
+    user, nice, system, _idle, _wait, *interrupts = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
 def private_bytes(pid: int) -> tuple[int, int]:
     """(clean, dirty) memory that no other process maps. Clean pages are files', here only by being the sole reader; dirty ones are its own for good."""
     fields = {line.split()[0]: 1024 * int(line.split()[1]) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]}
