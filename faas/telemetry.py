@@ -8,10 +8,10 @@ import sys
 import structlog
 
 
-def set_up_logging(*, debug: bool = False, quiet: bool = False) -> None:
-    """Configure structlog once, for the whole process. `quiet` leaves errors alone."""
+def set_up_logging(*, debug: bool = False, quiet: bool = False, json: bool = False) -> None:
+    """Configure structlog once, for the whole process. `quiet` leaves errors alone; `json` writes JSON lines on a terminal too."""
     level = logging.ERROR if quiet else logging.DEBUG if debug else logging.INFO
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr.isatty() and not json
     renderer: structlog.types.Processor = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
     processors: list[structlog.types.Processor] = [
         structlog.processors.add_log_level,

@@ -60,13 +60,14 @@ def up(
     machine: Machine = Machine(),  # frozen
     node: Annotated[str | None, Parameter(help="Name of the node; default HOST-RANDOM, kept in the state folder.")] = None,
     verbose: Annotated[bool, Parameter(negative="", help="Log every finished invocation.")] = False,
+    json: Annotated[bool, Parameter(negative="", help="Print the line that says ready as JSON, and log JSON lines.")] = False,
 ) -> int:
     """Run a node in the foreground."""
     from faas.telemetry import set_up_logging
 
     machine.check()
-    set_up_logging(debug=verbose)
-    return run(settings_of(folders, addresses, state=state, config=config, node=node))
+    set_up_logging(debug=verbose, json=json)
+    return run(settings_of(folders, addresses, state=state, config=config, node=node), json=json)
 
 
 def settings_of(folders: Folders, addresses: Addresses, *, state: Path, config: Path | None = None, node: str | None = None) -> Config:
@@ -97,14 +98,18 @@ def runtimes_folder(given: Path | None) -> Path:
     return given or (default if default.is_dir() else shipped_runtimes())
 
 
-def run(settings: Config) -> int:
+def run(settings: Config, *, json: bool) -> int:
     """Run the node until a signal says to stop."""
+    import msgspec
     import uvloop
 
     from faas.app import NodeInfo, serve
 
     def ready(info: NodeInfo) -> None:
-        print(f"faas: node {info.node} is ready: nats {info.nats} http {info.http}", flush=True)
+        if json:
+            print(msgspec.json.encode(info).decode(), flush=True)
+        else:
+            print(f"faas: node {info.node} is ready: nats {info.nats} http {info.http}", flush=True)
 
     async def node() -> None:
         stop = asyncio.Event()
