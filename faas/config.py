@@ -13,14 +13,18 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Struct, field
 
 from faas.errors import ConfigInvalid
-from faas.units import Duration, Size, decode_unit
+from faas.units import Duration, Size, decode_unit, format_size
 
+T = TypeVar("T")
+
+FILE_LIMIT_BYTES = 2**20
+PRICE_LIMIT = 1_000_000
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 NOT_YET: Mapping[str, tuple[str, ...]] = {
     "": ("node", "http", "policy", "tenant", "secrets"),
@@ -84,96 +88,178 @@ class Config(Struct, frozen=True, kw_only=True):
 def load_file(path: Path | None, environ: Mapping[str, str]) -> tuple[BusConfig, PoolConfig, Prices]:
     """Read `faas.toml`, if there is a path, and let FAAS_SECTION__KEY win over it. Raises ConfigInvalid."""
     name = path.name if path is not None else "faas.toml"
-    table = {} if path is None else _read_toml(path)
-    for variable, value in sorted(environ.items()):
-        section, _, key = variable.removeprefix("FAAS_").partition("__")
-        if variable.startswith("FAAS_") and key:
-            table.setdefault(section.lower(), {})[key.lower()] = _scalar(value)
-    _refuse_not_yet(name, table)
+    table = {} if path is None else _read(path)
+    variables = _apply(table, environ)
     try:
-        parsed = msgspec.convert(table, _File, dec_hook=decode_unit)
-    except msgspec.ValidationError as error:
-        raise ConfigInvalid(f"{name}: {explain(error, _File)}") from error
-    _check_ranges(name, parsed)
+        _refuse_not_yet(table)
+        parsed = convert(table, _File)
+        _check_ranges(parsed)
+    except KeyInvalid as error:
+        where = variables.get(error.key) or next((v for key, v in variables.items() if key.startswith(f"{error.key}.")), None)
+        raise ConfigInvalid(f"{where}: {error.problem}" if where else f"{name}: {error}") from error
     return parsed.bus, parsed.pool, parsed.prices
 
 
-def _read_toml(path: Path) -> dict[str, dict[str, object]]:
+def _read(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(FILE_LIMIT_BYTES + 1)
     except OSError as error:
         raise ConfigInvalid(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigInvalid(f"{path.name}: no TOML: {error}") from error
+    if len(data) > FILE_LIMIT_BYTES:
+        raise ConfigInvalid(f"{path.name}: has more than {format_size(FILE_LIMIT_BYTES)}")
+    try:
+        return parse_toml(data)
+    except ValueError as error:
+        raise ConfigInvalid(f"{path.name}: {error}") from error
+
+
+def _apply(table: dict[str, object], environ: Mapping[str, str]) -> dict[str, str]:
+    """Put the environment's values into the table; returns which variable set which dotted key."""
+    variables = {}
+    for variable, text in sorted(environ.items()):
+        section, _, key = variable.removeprefix("FAAS_").lower().partition("__")
+        if not (variable.startswith("FAAS_") and section and key):
+            continue
+        part = table.setdefault(section, {})
+        if isinstance(part, dict):  # else the file's own error says so
+            wanted = _type_at(_File, f"{section}.{key}")
+            part[key] = _scalar(text) if wanted in (int, float, bool) or get_origin(wanted) is Mapping else text
+            variables[f"{section}.{key}"] = variable
+    return variables
 
 
 def _scalar(text: str) -> object:
-    """A variable's text as TOML would have it: 8, 0.5, true; anything else is text."""
+    """A variable's text as TOML would have it: 8, 0.5, true, { H200 = 4.0 }; what is none of these stays text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}".encode("utf-8", "surrogateescape"))["value"]
+    except ValueError:
         return text
 
 
-def _refuse_not_yet(name: str, table: Mapping[str, object]) -> None:
+def _refuse_not_yet(table: Mapping[str, object]) -> None:
     for section, keys in NOT_YET.items():
         inside = table if not section else table.get(section, {})
         for key in keys:
             if isinstance(inside, Mapping) and key in inside:
-                raise ConfigInvalid(f"{name}: {f'{section}.' if section else ''}{key}: not supported yet; remove it")
+                raise KeyInvalid(f"{section}.{key}".lstrip("."), "not supported yet; remove it")
 
 
-def _check_ranges(name: str, parsed: _File) -> None:
+def _check_ranges(parsed: _File) -> None:
     bus, pool, prices = parsed.bus, parsed.pool, parsed.prices
-    rules: tuple[tuple[bool, str], ...] = (
-        (1 <= bus.ack_wait_s <= 600, "bus.ack_wait: must be between 1s and 10m"),
-        (bus.replicas in (1, 3, 5), "bus.replicas: must be 1, 3 or 5"),
-        (64 * 2**10 <= bus.max_payload_bytes <= 64 * 2**20, "bus.max_payload: must be between 64KiB and 64MiB"),
-        (60 <= bus.outcome_retention_s <= 30 * 86_400, "bus.outcome_retention: must be between 1m and 30d"),
-        (bus.max_bytes >= 2**20, "bus.max_bytes: must be at least 1MiB"),
-        (0 <= pool.slots <= 4096, "pool.slots: must be between 1 and 4096, or 0 for 4 x cores"),
-        (min([prices.cpu_hour, prices.gib_hour, *prices.gpu_hour.values()]) >= 0, "prices: a price must not be negative"),
-        (bool(prices.version), "prices.version: must not be empty"),
-    )
-    for holds, problem in rules:
+    rules: list[tuple[bool, str, str]] = [
+        (1 <= bus.ack_wait_s <= 600, "bus.ack_wait", "must be between 1s and 10m"),
+        (bus.replicas in (1, 3, 5), "bus.replicas", "must be 1, 3 or 5"),
+        (64 * 2**10 <= bus.max_payload_bytes <= 64 * 2**20, "bus.max_payload", "must be between 64KiB and 64MiB"),
+        (60 <= bus.outcome_retention_s <= 30 * 86_400, "bus.outcome_retention", "must be between 1m and 30d"),
+        (bus.max_bytes >= 2**20, "bus.max_bytes", "must be at least 1MiB"),
+        (0 <= pool.slots <= 4096, "pool.slots", "must be between 1 and 4096, or 0 for 4 x cores"),
+        (bool(prices.version), "prices.version", 'must not be empty; name the table, like "2026-11"'),
+    ]
+    amounts = {"cpu_hour": prices.cpu_hour, "gib_hour": prices.gib_hour, **{f"gpu_hour.{k}": v for k, v in prices.gpu_hour.items()}}
+    rules += [
+        (0 <= v <= PRICE_LIMIT, f"prices.{k}", f"must be between 0 and {PRICE_LIMIT:,} US dollars an hour") for k, v in amounts.items()
+    ]
+    for holds, key, problem in rules:
         if not holds:
-            raise ConfigInvalid(f"{name}: {problem}")
+            raise KeyInvalid(key, problem)
 
 
-def explain(error: msgspec.ValidationError, root: type) -> str:
-    """msgspec's words as `key.path: what is wrong`, with the nearest known key for an unknown one."""
-    text, _, where = str(error).partition(" - at `$")
-    path = where.rstrip("`").lstrip(".").replace("[...]", "")
-    unknown = re.search(r"unknown field `(.+?)`", text)
-    if unknown is None:
-        return f"{path}: {text[:1].lower()}{text[1:]}" if path else text
-    key = unknown[1]
-    known = _keys_at(root, path)
-    near = get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-    return f"{f'{path}.' if path else ''}{key}: unknown key; {hint}"
+# ---------------------------------------------------------------- reading strictly, for every file that people write
 
 
-def _keys_at(root: type, path: str) -> list[str]:
-    """The keys that a Struct takes at a dotted path of encoded names."""
-    current = root
-    for part in filter(None, re.sub(r"\[\d*\]", "", path).split(".")):
-        found = next((f.type for f in msgspec.structs.fields(current) if f.encode_name == part), None)
-        while found is not None and not (isinstance(found, type) and issubclass(found, Struct)):
-            arguments = getattr(found, "__args__", ())
-            found = next((a for a in arguments if isinstance(a, type) and issubclass(a, Struct)), None)
-        if found is None:
-            return []
-        current = found
-    return [f.encode_name for f in msgspec.structs.fields(current)]
+class KeyInvalid(Exception):
+    """A key of a table is wrong: `key` is dotted, "" where the whole table is meant; whoever knows the file says which one."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}" if key else problem)
+        self.key, self.problem = key, problem
+
+
+def parse_toml(data: bytes) -> dict[str, object]:
+    """A TOML document. Raises ValueError with what is wrong, and at which line where TOML tells."""
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is no UTF-8 text: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise ValueError("no TOML: nested too deeply") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"no TOML: {error}") from error
+    except ValueError as error:
+        raise ValueError("no TOML: a number has more digits than can be read") from error
+
+
+def convert(table: Mapping[str, object], root: type[T]) -> T:
+    """A table as the frozen Struct `root`. Raises KeyInvalid with the key, what is wrong, and what would be right."""
+    try:
+        return msgspec.convert(table, root, dec_hook=decode_unit)
+    except msgspec.ValidationError as error:
+        text, _, where = str(error).rpartition(" - at `$")
+        raise _explained(text or where, where.rstrip("`").lstrip(".").replace("[...]", "") if text else "", root) from error
+    except RecursionError as error:
+        raise KeyInvalid("", "nested too deeply") from error
+
+
+def _explained(text: str, path: str, root: type) -> KeyInvalid:
+    """msgspec's words as ours, with the nearest known key or value."""
+    if match := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
+        known = [f.encode_name for f in _fields(_type_at(root, path))]
+        key = match[1] if match[1].isprintable() and match[1] else repr(match[1])
+        return KeyInvalid(f"{path}.{key}".lstrip(".")[:200], f"unknown key; {_nearest(match[1], known, 'known keys')}")
+    if match := re.fullmatch(r"Object missing required field `(.*)`", text):
+        return KeyInvalid(f"{path}.{match[1]}".lstrip("."), "is missing")
+    if match := re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL):
+        known = [str(value) for value in get_args(_type_at(root, path))]
+        return KeyInvalid(path, f"unknown value {match[1][:80]}; {_nearest(match[1].strip(chr(39)), known, 'known values')}")
+    if match := re.fullmatch(r"Expected `(.*)`, got `(.*)`", text):
+        return KeyInvalid(path, f"must be {_KINDS.get(match[1], match[1])}, and is {_KINDS.get(match[2], match[2])}")
+    return KeyInvalid(path, f"{text[:1].lower()}{text[1:]}")
+
+
+_KINDS = {
+    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list", "object": "a table",
+    "date": "a date", "datetime": "a date with time", "time": "a time",
+}  # fmt: skip
+
+
+def _nearest(given: str, known: list[str], what: str) -> str:
+    near = get_close_matches(given, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"{what}: {', '.join(known)}"
+
+
+def _type_at(root: type, path: str) -> Any:
+    """The type at a dotted path of encoded names, `trigger[0].subject`; None where there is none."""
+    current: Any = root
+    for part in re.findall(r"[^.\[\]]+|\[\d+\]", path):
+        if part.startswith("["):
+            current = next(iter(get_args(current)), None)
+        else:
+            current = next((f.type for f in _fields(current) if f.encode_name == part), None)
+    return current
+
+
+def _fields(kind: Any) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(kind) if isinstance(kind, type) and issubclass(kind, Struct) else ()
+
+
+# ---------------------------------------------------------------- where things are
 
 
 def parse_address(text: str, option: str) -> tuple[str, int]:
     """ "127.0.0.1:4222" -> (host, port); port 0 lets the system choose. Raises ConfigInvalid."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
-        raise ConfigInvalid(f"{option} {text!r}: write HOST:PORT, like 127.0.0.1:0")
-    return host.strip("[]"), int(port)
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    if (
+        not colon
+        or not re.fullmatch(r"[0-9A-Fa-f:.%a-z]+" if bracketed else r"[A-Za-z0-9._-]+", host)
+        or not re.fullmatch(r"[0-9]{1,5}", port)
+    ):
+        raise ConfigInvalid(f"{option} {text!r}: write HOST:PORT, like 127.0.0.1:0 or [::1]:0")
+    if int(port) > 65_535:
+        raise ConfigInvalid(f"{option} {text!r}: a port is at most 65535")
+    return host, int(port)
 
 
 def node_name(state: Path, given: str | None) -> str:

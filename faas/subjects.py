@@ -11,6 +11,9 @@ SERVICE = "faas"
 RUNTIME_PREFIX = "faas."
 """Subjects that belong to the runtime: no trigger and no output may lie in it."""
 
+SUBJECT_LIMIT = 255
+"""Characters of a trigger's subject: a server takes 4,096 bytes in one protocol line, which holds more than the subject."""
+
 
 def invoke(tenant: str, function: str) -> str:
     return f"faas.invoke.{tenant}.{function}"
@@ -42,8 +45,10 @@ def node(name: str, question: str) -> str:
 
 def problem_with(subject: str) -> str | None:
     """Why this is no subject that a trigger may have, in words, or None."""
+    if len(subject) > SUBJECT_LIMIT:
+        return f"longer than {SUBJECT_LIMIT} characters"
     tokens = subject.split(".")
-    if not all(tokens) or any(ch.isspace() or ord(ch) < 32 for ch in subject):
+    if not all(tokens) or not subject.isprintable() or any(ch.isspace() for ch in subject):
         return "not a NATS subject; write tokens joined by dots, like images.*.uploaded"
     for index, token in enumerate(tokens):
         if ("*" in token and token != "*") or (">" in token and (token != ">" or index != len(tokens) - 1)):

@@ -4,7 +4,9 @@ import re
 
 _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
+_LIMIT = 2.0**62
+"""Seconds and bytes above this fit no clock and no disk, and no integer that other programs read."""
 
 
 class Duration(float):
@@ -15,8 +17,8 @@ class Duration(float):
         """Raises ValueError with what would be right."""
         match = _NUMBER.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None or match[2] not in _DURATION_S:
-            raise ValueError(f'{text!r} is no duration; write it like "250ms", "30s", "5m", "6h" or "7d"')
-        return cls(float(match[1]) * _DURATION_S[match[2]])
+            raise ValueError(f'{_shown(text)} is no duration; write it like "250ms", "30s", "5m", "6h" or "7d"')
+        return cls(_bounded(text, float(match[1]) * _DURATION_S[match[2]]))
 
 
 class Size(int):
@@ -27,8 +29,19 @@ class Size(int):
         """Raises ValueError with what would be right."""
         match = _NUMBER.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None or match[2] not in _SIZE_BYTES:
-            raise ValueError(f'{text!r} is no size; write it like "64KiB", "512MiB" or "18GiB"')
-        return cls(float(match[1]) * _SIZE_BYTES[match[2]])
+            raise ValueError(f'{_shown(text)} is no size; write it like "64KiB", "512MiB" or "18GiB"')
+        return cls(_bounded(text, float(match[1]) * _SIZE_BYTES[match[2]]))
+
+
+def _bounded(text: object, value: float) -> float:
+    if value > _LIMIT:
+        raise ValueError(f"{_shown(text)} is more than anything here can count")
+    return value
+
+
+def _shown(value: object) -> str:
+    """As it was written, and not a page of it."""
+    return repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
 
 
 def decode_unit(type: type, value: object) -> object:

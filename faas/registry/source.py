@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from faas.errors import SpecInvalid
 
@@ -25,11 +25,12 @@ def check_handler(folder: str, handler: str, files: Mapping[str, bytes]) -> None
     except SyntaxError as error:
         raise SpecInvalid(file, "", f"line {error.lineno or 1}: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise SpecInvalid(file, "", f"line 1: cannot be parsed: {error}") from error
+        raise SpecInvalid(file, "", f"line 1: cannot be parsed: {str(error) or 'nested too deeply'}") from error
     definition = _find(tree.body, attribute)
     if isinstance(definition, ast.ClassDef):
-        definition = _find(definition.body, "handle")
-        if definition is None:
+        inherits, body = bool(definition.bases), definition.body
+        definition = _find(body, "handle")
+        if definition is None and not inherits and not _assigned(body, "handle"):
             raise SpecInvalid(file, "", f"the class {attribute} has no handle(self, event, ctx)")
     elif definition is None and not _assigned(tree.body, attribute):
         raise SpecInvalid(
@@ -63,14 +64,22 @@ def _assigned(body: list[ast.stmt], name: str) -> bool:
     return False
 
 
-def _statements(body: list[ast.stmt]) -> list[ast.stmt]:
-    found = []
-    for node in body:
-        found.append(node)
-        for field in ("body", "orelse", "finalbody"):
-            if isinstance(node, ast.If | ast.Try | ast.With):
-                found += _statements(getattr(node, field, []))
-    return found
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Those of the module and of its `if`, `try` and `with` blocks, in order; without recursion, since an `elif` is one level more."""
+    todo = body[::-1]
+    while todo:
+        node = todo.pop()
+        yield node
+        inner: list[ast.stmt] = []
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            inner += node.body
+        if isinstance(node, ast.Try):
+            inner += [statement for handler in node.handlers for statement in handler.body]
+        if isinstance(node, ast.If | ast.Try):
+            inner += node.orelse
+        if isinstance(node, ast.Try):
+            inner += node.finalbody
+        todo += inner[::-1]
 
 
 def _yields(function: ast.FunctionDef) -> bool:

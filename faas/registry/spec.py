@@ -8,18 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from faas import subjects
-from faas.config import explain
+from faas.config import KeyInvalid, convert, parse_toml
 from faas.errors import SpecInvalid
 from faas.model import NAME_PATTERN, FunctionReport, FunctionSpec, FunctionVersion, RuntimeProfile, SourceFile
 from faas.registry.source import check_handler
-from faas.units import decode_unit, format_size
+from faas.units import format_size
 
 SPEC_FILE = "function.toml"
 EXAMPLE_FILE = "example_event.json"
@@ -68,8 +67,16 @@ def read_functions(folder: Path, profiles: Mapping[str, RuntimeProfile]) -> tupl
                 )
             functions[function.key] = (entry.name, function)
         except SpecInvalid as error:
-            invalid.append(FunctionReport(name=entry.stem, tenant="default", version="", runtime="", state="invalid", error=str(error)))
+            name = entry.stem if entry.suffix == ".py" else entry.name
+            invalid.append(
+                FunctionReport(name=_as_text(name), tenant="default", version="", runtime="", state="invalid", error=_as_text(str(error)))
+            )
     return [function for _, function in functions.values()], invalid
+
+
+def _as_text(name: str) -> str:
+    """A name that the disk has, as something that can be printed and sent: bytes that are no UTF-8 stand as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _read(entry: Path, profiles: Mapping[str, RuntimeProfile]) -> FunctionVersion | None:
@@ -77,6 +84,8 @@ def _read(entry: Path, profiles: Mapping[str, RuntimeProfile]) -> FunctionVersio
     try:
         if entry.is_dir():
             return _read_folder(entry, profiles)
+        if entry.is_symlink() and not entry.exists():
+            raise SpecInvalid(entry.name, "", "is a link that leads nowhere; remove it")
         if (
             entry.suffix == ".py"
             and entry.is_file()
@@ -115,6 +124,8 @@ def _files(folder: Path) -> Iterator[SourceFile]:
             inside = path.relative_to(folder).as_posix()
             if name.startswith(".") or name.endswith(".pyc"):
                 continue
+            if not inside.isprintable():
+                raise SpecInvalid(f"{folder.name}/{inside}", "", "its name is no printable text; rename it")
             if path.is_symlink() or not path.is_file():
                 raise SpecInvalid(f"{folder.name}/{inside}", "", "is no regular file; copy what it should hold")
             size = path.stat().st_size
@@ -138,22 +149,19 @@ def _raise(error: OSError) -> None:
 def _parse(folder: str, text: bytes, profiles: Mapping[str, RuntimeProfile]) -> FunctionSpec:
     file = f"{folder}/{SPEC_FILE}"
     try:
-        table = tomllib.loads(text.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise SpecInvalid(file, "", f"is no UTF-8 text: {error.reason} at byte {error.start}") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise SpecInvalid(file, "", f"no TOML: {error}") from error
+        table = parse_toml(text)
+    except ValueError as error:
+        raise SpecInvalid(file, "", str(error)) from error
     _refuse_not_yet(file, table)
     try:
-        spec = msgspec.convert(table, FunctionSpec, dec_hook=decode_unit)
-    except msgspec.ValidationError as error:
-        key, colon, problem = explain(error, FunctionSpec).partition(": ")
-        raise SpecInvalid(file, key if colon else "", problem if colon else key) from error
+        spec = convert(table, FunctionSpec)
+    except KeyInvalid as error:
+        raise SpecInvalid(file, error.key, error.problem) from error
     spec = msgspec.structs.replace(spec, name=spec.name or folder)
     profile = profiles.get(spec.runtime)
     if profile is None:
         raise SpecInvalid(file, "runtime", f"no profile {spec.runtime!r}; there are: {', '.join(sorted(profiles)) or 'none'}")
-    _check(file, spec, profile, table)
+    _check(file, spec, profile, table=table)
     return _capped(spec, profile, table)
 
 
@@ -163,7 +171,7 @@ def _refuse_not_yet(file: str, table: Mapping[str, object]) -> None:
         for part in inside if isinstance(inside, list) else [inside]:
             for key in keys:
                 path = f"{section}.{key}".lstrip(".")
-                if isinstance(part, Mapping) and key in part and not (path in NO_EFFECT and part[key] == NO_EFFECT[path]):
+                if isinstance(part, Mapping) and key in part and not _asks_for_nothing(path, part[key]):
                     raise SpecInvalid(file, path, "not supported yet; remove it")
     for section in ("gpu", "scale"):
         inside = table.get(section)
@@ -172,7 +180,11 @@ def _refuse_not_yet(file: str, table: Mapping[str, object]) -> None:
                 inside.pop(key, None)
 
 
-def _check(file: str, spec: FunctionSpec, profile: RuntimeProfile, table: Mapping[str, object]) -> None:
+def _asks_for_nothing(path: str, value: object) -> bool:
+    return path in NO_EFFECT and type(value) is type(NO_EFFECT[path]) and value == NO_EFFECT[path]
+
+
+def _check(file: str, spec: FunctionSpec, profile: RuntimeProfile, *, table: Mapping[str, object]) -> None:
     limits, retry, scale, bound = spec.limits, spec.retry, spec.scale, profile.limits
     written = table.get("limits", {})
     written = written if isinstance(written, Mapping) else {}

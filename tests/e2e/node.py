@@ -19,6 +19,8 @@ from nats.aio.msg import Msg
 
 FAAS = [sys.executable, "-m", "faas"]
 PROJECT = Path(__file__).resolve().parents[2]
+SHORT_LEASE = {"FAAS_BUS__ACK_WAIT": "2s"}
+ECHO = "def handle(event: int):\n    return event\n"
 
 
 def write_function(root: Path, name: str, code: str, spec: str = "") -> None:
@@ -173,3 +175,33 @@ async def stop(process: asyncio.subprocess.Process, wait_s: float = 20.0) -> int
             raise
     assert process.returncode is not None
     return process.returncode
+
+
+async def command(*arguments: str, environ: Mapping[str, str] | None = None, wait_s: float = 8.0) -> tuple[int, str, str]:
+    """Run `faas ...` to its end: exit code, standard output, standard error."""
+    process = await asyncio.create_subprocess_exec(
+        *FAAS, *arguments, cwd=PROJECT, env={**os.environ, **(environ or {})}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(wait_s):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+def free(functions: Path, state: Path) -> list[str]:
+    return ["up", "--functions", str(functions), "--state", str(state), "--bus", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+
+
+@asynccontextmanager
+async def echoing(root: Path, **functions: str) -> AsyncIterator[Node]:
+    """A node with an `echo` on life.echo, and whatever else."""
+    write_function(root / "functions", "echo", ECHO, '[[trigger]]\nsubject = "life.echo"\n')
+    for name, code in functions.items():
+        write_function(root / "functions", name, code, f'[[trigger]]\nsubject = "life.{name}"\n')
+    async with running(root / "functions", root / "state", environ=SHORT_LEASE) as node:
+        await node.watch()
+        yield node

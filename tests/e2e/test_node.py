@@ -10,16 +10,12 @@ import stat
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import nats
 import pytest
-from node import FAAS, PROJECT, Node, end, head, ready, running, start, stop, write_function
+from node import ECHO, FAAS, PROJECT, SHORT_LEASE, command, echoing, end, free, head, ready, running, start, stop, write_function
 
-SHORT_LEASE = {"FAAS_BUS__ACK_WAIT": "2s"}
-ECHO = "def handle(event: int):\n    return event\n"
 SLEEPER = "import time\ndef handle(event: float):\n    time.sleep(event)\n    return event\n"
 DAEMON = """
 import os, subprocess, sys
@@ -31,36 +27,6 @@ def handle(event):
         os._exit(0)
     return 1
 """
-
-
-async def command(*arguments: str, environ: Mapping[str, str] | None = None, wait_s: float = 8.0) -> tuple[int, str, str]:
-    """Run `faas ...` to its end: exit code, standard output, standard error."""
-    process = await asyncio.create_subprocess_exec(
-        *FAAS, *arguments, cwd=PROJECT, env={**os.environ, **(environ or {})}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(wait_s):
-            out, err = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        raise
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
-def free(functions: Path, state: Path) -> list[str]:
-    return ["up", "--functions", str(functions), "--state", str(state), "--bus", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-
-
-@asynccontextmanager
-async def echoing(root: Path, **functions: str) -> AsyncIterator[Node]:
-    """A node with an `echo` on life.echo, and whatever else."""
-    write_function(root / "functions", "echo", ECHO, '[[trigger]]\nsubject = "life.echo"\n')
-    for name, code in functions.items():
-        write_function(root / "functions", name, code, f'[[trigger]]\nsubject = "life.{name}"\n')
-    async with running(root / "functions", root / "state", environ=SHORT_LEASE) as node:
-        await node.watch()
-        yield node
 
 
 def http(url: str) -> tuple[int, dict[str, object]]:
@@ -206,61 +172,6 @@ async def test_one_broken_function_leaves_the_others_serving(tmp_path: Path) -> 
     assert listed["typo"]["state"] == "invalid"
     assert "typo/function.toml" in listed["typo"]["error"]
     assert "timeoutt" in listed["typo"]["error"]
-
-
-# ---------------------------------------------------------------- the client verbs
-
-
-async def test_the_client_verbs_find_the_node_and_print_results(tmp_path: Path) -> None:
-    """The five lines of the README."""
-    state = ["--state", str(tmp_path / "state")]
-    async with echoing(tmp_path, fails="def handle(event):\n    raise ValueError('no')\n"):
-        assert await command("invoke", "echo", "21", *state) == (0, "21\n", "")
-        code, out, err = await command("invoke", "fails", "21", *state)
-        assert (code, out) == (1, "")
-        assert "fails: failed: error" in err
-        assert "ValueError: no" in err
-        code, out, _ = await command("publish", "life.echo", "5", "--wait", *state)
-        assert (code, out) == (0, "echo: succeeded: 5\n")
-        code, out, _ = await command("publish", "life.fails", "5", "--wait", "--json", *state)
-        assert code == 1
-        assert json.loads(out)["outcomes"][0]["reason"] == "error"
-        code, out, _ = await command("invoke", "echo", "5", "--async", *state)
-        assert code == 0
-        assert len(out.strip()) == 26
-        for arguments in (("invoke", "nosuch", "1"), ("publish", "life.nobody", "1")):
-            code, _, err = await command(*arguments, *state)
-            assert code == 1
-            assert "faas functions" in err
-            assert "Traceback" not in err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("invoke",),
-        ("invoke", "echo", "1", "--stream"),
-        ("publish", "life.*", "1"),
-        ("publish", "life.echo", "1", "--header", "novalue"),
-        ("invoke", "echo", "@/nowhere/file.json"),
-        ("up", "--pool", "docker"),
-        ("up", "--environments", "current"),
-        ("up", "--gpus", "simulate:2x24GiB"),
-        ("up", "--bus", "nonsense"),
-        ("up", "--node", "no spaces"),
-        ("nosuchverb",),
-        ("functions",),
-    ],
-    ids=" ".join,
-)
-async def test_what_cannot_be_is_a_usage_error_in_one_sentence(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """Exit 2, and never a traceback."""
-    state = () if arguments[0] == "nosuchverb" else ("--state", str(tmp_path / "none"))
-    code, _, err = await command(*arguments, *state, environ={"FAAS_NATS": ""})
-
-    assert code == 2
-    assert err.strip()
-    assert "Traceback" not in err
 
 
 # ---------------------------------------------------------------- stop

@@ -1,0 +1,313 @@
+"""What a function's folder may say, and what it is told otherwise."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from faas.errors import SpecInvalid
+from faas.model import FunctionReport, FunctionVersion, ProfileLimits, RuntimeProfile
+from faas.registry.spec import read_functions
+from faas.units import Size
+
+HANDLER = "def handle(event, ctx):\n    return event\n"
+PROFILES = {"standard": RuntimeProfile(name="standard", limits=ProfileLimits(memory_bytes=Size(2**30), cpus=2, pids=64))}
+
+
+def folder(root: Path, name: str, spec: str | bytes = "", handler: str | bytes = HANDLER) -> Path:
+    made = root / name
+    made.mkdir()
+    (made / "function.toml").write_bytes(spec if isinstance(spec, bytes) else spec.encode())
+    (made / "handler.py").write_bytes(handler if isinstance(handler, bytes) else handler.encode())
+    return made
+
+
+def read(root: Path) -> tuple[list[FunctionVersion], list[FunctionReport]]:
+    return read_functions(root, PROFILES)
+
+
+def only_error(root: Path) -> str:
+    functions, invalid = read(root)
+    assert functions == []
+    (report,) = invalid
+    return report.error
+
+
+def test_an_empty_file_is_a_function_with_the_defaults_of_the_contract(tmp_path: Path) -> None:
+    """Capped by its profile, without a word."""
+    folder(tmp_path, "hello")
+    (function,), invalid = read(tmp_path)
+    spec = function.spec
+
+    assert invalid == []
+    assert (spec.name, spec.handler, spec.runtime, spec.tenant) == ("hello", "handler:handle", "standard", "default")
+    assert (spec.limits.timeout_s, spec.limits.load_timeout_s, spec.limits.queue_timeout_s) == (30, 300, 6 * 3600)
+    assert (spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids) == (2**30, 2, 64)
+    assert spec.limits.payload_bytes == 64 * 2**20
+    assert (spec.retry.max_attempts, spec.retry.on, spec.retry.backoff_s, spec.retry.max_backoff_s) == (3, ("crash", "gpu"), 2, 60)
+    assert spec.retry.dead_letter
+    assert (spec.scale.min_warm, spec.scale.max_workers, spec.scale.keep_alive_s) == (0, 4, 300)
+
+
+def test_every_key_that_is_built_is_read(tmp_path: Path) -> None:
+    """The whole of what a function may say today."""
+    folder(
+        tmp_path,
+        "one",
+        """
+name = "thumbnail"
+handler = "handler:handle"
+runtime = "standard"
+tenant = "acme"
+tags = { project = "catalog" }
+[[trigger]]
+subject = "images.*.uploaded"
+[[trigger]]
+subject = "images.now"
+delivery = "at-most-once"
+[gpu]
+count = 1
+optional = true
+[limits]
+timeout = "250ms"
+load_timeout = "1m"
+queue_timeout = "7d"
+memory = "512MiB"
+cpus = 0.5
+pids = 16
+payload = "1MiB"
+[retry]
+max_attempts = 5
+on = ["timeout", "error"]
+backoff = "1s"
+max_backoff = "5m"
+dead_letter = false
+[scale]
+min_warm = 1
+max_workers = 2
+keep_alive = "10s"
+[output]
+publish = "images.thumbnails"
+""",
+    )
+    ((function,), invalid) = read(tmp_path)
+
+    assert invalid == []
+    assert function.key == ("acme", "thumbnail")
+    assert [trigger.delivery for trigger in function.spec.triggers] == ["at-least-once", "at-most-once"]
+    assert function.spec.limits.timeout_s == 0.25
+    assert function.spec.output.publish == "images.thumbnails"
+
+
+@pytest.mark.parametrize(
+    ("spec", "key", "word"),
+    [
+        ('[limits]\ntimeoutt = "3s"', "limits.timeoutt", "did you mean timeout"),
+        ('nmae = "x"', "nmae", "did you mean name"),
+        ("[limits]\ntimeout = 3", "limits.timeout", '"30s"'),
+        ('[limits]\ntimeout = "3 parsecs"', "limits.timeout", '"30s"'),
+        ('[limits]\nmemory = "2GB"', "limits.memory", '"512MiB"'),
+        ('[limits]\nmemory = "2GiB"', "limits.memory", "profile standard"),
+        ("[limits]\ncpus = 64", "limits.cpus", "profile standard"),
+        ("[limits]\npids = 100", "limits.pids", "profile standard"),
+        ("[limits]\ncpus = 0", "limits.cpus", "above 0"),
+        ('[limits]\nqueue_timeout = "8d"', "limits.queue_timeout", "7d"),
+        ('[retry]\non = ["sometimes"]', "retry.on", "crash"),
+        ("[retry]\nmax_attempts = 0", "retry.max_attempts", "between"),
+        ("[scale]\nmin_warm = 9", "scale.min_warm", "max_workers"),
+        ('runtime = "big"', "runtime", "standard"),
+        ('name = "No Name"', "name", "a-z"),
+        ('handler = "handler"', "handler", "module:attribute"),
+        ('handler = "other:handle"', "handler", "other.py"),
+        ('[[trigger]]\nsubject = "faas.mine"', "trigger[0].subject", "belong"),
+        ('[[trigger]]\nsubject = "$SYS.x"', "trigger[0].subject", "belong"),
+        ('[[trigger]]\nsubject = "*.created"', "trigger[0].subject", "first token"),
+        ('[[trigger]]\nsubject = "a..b"', "trigger[0].subject", "tokens"),
+        ('[[trigger]]\nsubject = "a.b*"', "trigger[0].subject", "wildcard"),
+        ('[[trigger]]\nsubject = "a b"', "trigger[0].subject", "tokens"),
+        ('[[trigger]]\nsubject = "a"\ndelivery = "exactly-once"', "trigger", "at-least-once"),
+        ("[[trigger]]\n", "trigger", "subject"),
+        ('[output]\npublish = "a.*"', "output.publish", "wildcard"),
+        ('[output]\npublish = "faas.outcome.x"', "output.publish", "belong"),
+        ("tags = { a = 1 }", "tags", "must be text"),
+    ],
+)
+def test_what_cannot_be_names_file_key_and_what_would_be_right(tmp_path: Path, spec: str, key: str, word: str) -> None:
+    """One line is enough to mend it."""
+    folder(tmp_path, "fn", spec)
+    error = only_error(tmp_path)
+
+    assert error.startswith(f"fn/function.toml: {key}"), error
+    assert word in error
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        'dependencies = ["pillow"]',
+        'policy = "vision"',
+        'secrets = ["token"]',
+        'env = { A = "b" }',
+        '[[mount]]\nsource = "a"\ntarget = "b"',
+        "[budget]\ncost = 1",
+        "[batch]\nmax_size = 4",
+        '[dev]\nreload = "full"',
+        "[gpu]\ncount = 1",
+        '[gpu]\ncount = 1\noptional = true\nmemory = "8GiB"',
+        '[gpu]\nshare = "exclusive"',
+        "[scale]\nconcurrency = 2",
+        "[scale]\nweight = 3",
+        '[[trigger]]\nsubject = "a"\nstream = "ORDERS"',
+        '[[trigger]]\nwebhook = "github"\nverify = "github"\nsecret = "s"',
+        '[[trigger]]\nschedule = "* * * * *"',
+    ],
+)
+def test_a_key_whose_effect_is_not_built_is_refused(tmp_path: Path, spec: str) -> None:
+    """Never accepted and ignored: somebody would rely on it."""
+    folder(tmp_path, "fn", spec)
+
+    assert "not supported yet" in only_error(tmp_path)
+
+
+def test_defaults_of_keys_that_are_not_built_may_be_written_out(tmp_path: Path) -> None:
+    """They ask for nothing."""
+    folder(tmp_path, "fn", '[gpu]\ncount = 0\nshare = "shared"\n[scale]\nconcurrency = 1\nweight = 1\n')
+
+    assert len(read(tmp_path)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("handler", "word"),
+    [
+        ("def handle(event:\n", "line 1"),
+        ("x = 1\n\n\ndef handle(event)\n    return 1\n", "line 4"),
+        ("def run(event):\n    return 1\n", "has no handle"),
+        ("async def handle(event):\n    return 1\n", "not supported yet"),
+        ("def handle(event):\n    yield 1\n", "not supported yet"),
+        ("class handle:\n    def load(self, ctx):\n        pass\n", "no handle(self"),
+        ("\0", "handler.py"),
+        ("(" * 5000, "handler.py"),
+    ],
+)
+def test_a_handler_that_cannot_be_is_told_by_its_syntax_alone(tmp_path: Path, handler: str, word: str) -> None:
+    """The node does not import it to find out."""
+    folder(tmp_path, "fn", "", handler)
+    error = only_error(tmp_path)
+
+    assert error.startswith("fn/handler.py")
+    assert word in error
+
+
+def test_reading_imports_nothing(tmp_path: Path) -> None:
+    """User code runs in sandboxes only."""
+    mark = tmp_path / "imported"
+    folder(tmp_path, "fn", "", f"open({str(mark)!r}, 'w')\nimport nosuchthing\ndef handle(event):\n    return 1\n")
+    before = set(sys.modules)
+
+    assert len(read(tmp_path)[0]) == 1
+    assert not mark.exists()
+    assert {name for name in set(sys.modules) - before if "handler" in name} == set()
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        "class Model:\n    def load(self, ctx):\n        pass\n    def handle(self, event, ctx):\n        return 1\n",
+        "import os\nif os.name:\n    def Model(event):\n        return 1\n",
+        "def make():\n    return lambda event: 1\nModel = make()\n",
+        "from json import dumps as Model\n",
+        "def Model(event):\n    def inner():\n        yield 1\n    return list(inner())\n",
+    ],
+)
+def test_a_handler_may_be_a_class_or_come_from_anywhere(tmp_path: Path, handler: str) -> None:
+    """What its name stands for shows when it is loaded."""
+    folder(tmp_path, "fn", 'handler = "handler:Model"', handler)
+
+    assert len(read(tmp_path)[0]) == 1
+
+
+def test_a_broken_function_leaves_the_others(tmp_path: Path) -> None:
+    """One typo must not stop a node."""
+    folder(tmp_path, "good")
+    folder(tmp_path, "bad", "[limits\n")
+    functions, invalid = read(tmp_path)
+
+    assert [function.spec.name for function in functions] == ["good"]
+    assert [report.name for report in invalid] == ["bad"]
+    assert "line 1" in invalid[0].error
+
+
+def test_a_name_taken_twice_names_both(tmp_path: Path) -> None:
+    """Neither may win by chance."""
+    folder(tmp_path, "a", 'name = "same"')
+    folder(tmp_path, "b", 'name = "same"')
+    functions, invalid = read(tmp_path)
+
+    assert len(functions) == 1
+    assert "a/" in invalid[0].error
+    assert "b/" in invalid[0].error
+
+
+def test_what_is_no_function_folder_is_refused_or_left_alone(tmp_path: Path) -> None:
+    """Garbage, links that go round, too much, and things that only look like files."""
+    folder(tmp_path, "binary", os.urandom(256))
+    folder(tmp_path, "large", b"#" * (2**20 + 1))
+    (folder(tmp_path, "loop") / "self").symlink_to(tmp_path / "loop")
+    os.mkfifo(folder(tmp_path, "pipe") / "pipe")
+    (folder(tmp_path, "much") / "weights.bin").write_bytes(b"\0" * (16 * 2**20 + 1))
+    (tmp_path / "Bad Name").mkdir()
+    (tmp_path / "Bad Name" / "function.toml").write_text("")
+    (tmp_path / "Bad Name" / "handler.py").write_text(HANDLER)
+    (tmp_path / "nospec").mkdir()
+    (tmp_path / "nospec" / "handler.py").write_text(HANDLER)
+    (tmp_path / "single.py").write_text("# /// faas\n# ///\n" + HANDLER)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("a note")
+    (tmp_path / "__pycache__").mkdir()
+    functions, invalid = read(tmp_path)
+
+    assert functions == []
+    names = {"binary", "large", "loop", "pipe", "much", "Bad Name", "nospec", "single", "dangling"}
+    assert {report.name for report in invalid} == names
+    assert all(report.error for report in invalid)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_that_says_what_to_type(tmp_path: Path) -> None:
+    """The commonest mistake at the first start."""
+    with pytest.raises(SpecInvalid, match="--functions"):
+        read(tmp_path / "nowhere")
+
+
+def test_the_version_is_of_spec_and_source_alone(tmp_path: Path) -> None:
+    """The same on every machine, another for any change."""
+    versions = []
+    for n, (spec, handler) in enumerate([("", HANDLER), ("", HANDLER), ("# x", HANDLER), ("", HANDLER + "# x")]):
+        root = tmp_path / str(n)
+        root.mkdir()
+        made = folder(root, "fn", spec, handler)
+        (made / "__pycache__").mkdir()
+        (made / "__pycache__" / "handler.pyc").write_bytes(os.urandom(8))
+        versions.append(read(root)[0][0].version)
+
+    assert versions[0] == versions[1]
+    assert len(set(versions)) == 3
+    assert all(len(version) == 16 for version in versions)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spec=st.one_of(st.binary(max_size=200), st.text(max_size=200)), handler=st.one_of(st.binary(max_size=100), st.text(max_size=100)))
+def test_no_content_makes_reading_raise(tmp_path: Path, spec: str | bytes, handler: str | bytes) -> None:
+    """Whatever is on the disk, it is said of that function alone."""
+    made = tmp_path / "fn"
+    made.mkdir(exist_ok=True)
+    (made / "function.toml").write_bytes(spec if isinstance(spec, bytes) else spec.encode("utf-8", "surrogatepass"))
+    (made / "handler.py").write_bytes(handler if isinstance(handler, bytes) else handler.encode("utf-8", "surrogatepass"))
+    functions, invalid = read(tmp_path)
+
+    assert len(functions) + len(invalid) == 1
