@@ -79,10 +79,15 @@ async def running(config: Config, *, eager: bool = True, on_build: OnBuild | Non
     Raises ConfigInvalid, StateLocked, ServerFailed, BusUnavailable before the block.
     """
     missing = ["bus", "functions"]
+
+    def not_ready() -> list[str]:
+        return [*missing, *([] if bus is None or bus.connected else ["bus"])]
+
+    bus: Bus | None = None
     try:
         async with AsyncExitStack() as stack:
             stack.enter_context(_state_folder(config.state, config.node))
-            http = await stack.enter_async_context(HealthServer.open(*config.http_address, ready=lambda: list(missing)))
+            http = await stack.enter_async_context(HealthServer.open(*config.http_address, ready=not_ready))
             profiles, broken = await asyncio.to_thread(load_profiles, config.runtimes)
             for error in broken:
                 log.error("profile.invalid", error=str(error))
@@ -96,8 +101,10 @@ async def running(config: Config, *, eager: bool = True, on_build: OnBuild | Non
             missing.remove("functions")
             info = _info(config, node.reports, url=url, token=token, http=http.url)
             stack.enter_context(_node_file(config.state / "node.json", info))
-            yield info
-            missing.append("nothing: the node stops")
+            try:
+                yield info
+            finally:
+                missing.append("the next start: this node stops")
     except BaseExceptionGroup as group:
         raise _only(group) from group
 
@@ -124,8 +131,11 @@ class _Node:
             usage = await stack.enter_async_context(UsageRecords.open(bus))
             backend = await stack.enter_async_context(ProcessBackend(config.state, config.node, on_output=_log_output))
             builder = await stack.enter_async_context(Builder(config.state / "environments"))
-            pool = await stack.enter_async_context(WorkerPool.open(config.pool, backend, partial(builder.ensure, progress=on_build)))
-            dispatcher = _dispatcher(config, bus, pool=pool, usage=usage, captured=captured)
+            outcomes = Outcomes(bus)
+            build = partial(builder.ensure, progress=on_build)
+            limit_bytes = outcomes.result_limit_bytes(1)
+            pool = await stack.enter_async_context(WorkerPool.open(config.pool, backend, build, result_limit_bytes=limit_bytes))
+            dispatcher = _dispatcher(config, outcomes, pool=pool, usage=usage, captured=captured)
             heartbeats = await stack.enter_async_context(Heartbeats.open(config.bus.ack_wait_s))
             service = await stack.enter_async_context(Service.open(bus, node=config.node, version=__version__))
             intake = await stack.enter_async_context(
@@ -146,9 +156,10 @@ class _Node:
     ) -> None:
         """Declare streams and consumers, then take up every function that can be served."""
         bus, specs = self._config.bus, [function.spec for function in functions]
+        first = 1 + await streams.last_sequence(self._bus)
         conflicts = await streams.declare(self._bus, specs, bus, store_bytes=store_bytes)
         served = [function for function in functions if function.key not in conflicts]
-        consumers = await streams.ensure_consumers(self._bus, [function.spec for function in served], bus)
+        consumers = await streams.ensure_consumers(self._bus, [function.spec for function in served], bus, first_sequence=first)
         for function in served:
             output = function.spec.output.publish
             if output and (stream := await streams.stream_capturing(self._bus, output)) is not None:
@@ -180,10 +191,9 @@ class _Node:
         self._intake.say(message.reply, msgspec.json.encode(self.reports))
 
 
-def _dispatcher(config: Config, bus: Bus, *, pool: WorkerPool, usage: UsageRecords, captured: dict[str, str]) -> Dispatcher:
+def _dispatcher(config: Config, outcomes: Outcomes, *, pool: WorkerPool, usage: UsageRecords, captured: dict[str, str]) -> Dispatcher:
     prices = config.prices
     table = PriceTable(version=prices.version, cpu_hour=prices.cpu_hour, gib_hour=prices.gib_hour, gpu_hour=prices.gpu_hour)
-    outcomes = Outcomes(bus)
     billing = Billing(table, node=config.node, bill_loading=prices.bill_loading)
     attempts = Attempts(pool, billing, result_limit_bytes=outcomes.result_limit_bytes)
     return Dispatcher(attempts, outcomes, usage=usage, captured=captured)

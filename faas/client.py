@@ -193,7 +193,7 @@ class Client:
             "ce-source": SOURCE,
             **headers,
             "ce-id": event_id,
-            "Nats-Msg-Id": event_id,
+            "Nats-Msg-Id": f"{subject} {event_id}",  # a stream forgets repetitions over all of its subjects: the id alone would be another's
         }
         try:
             message = await self._nats.request(subject, body, timeout=CONNECT_S + 2, headers=head)
@@ -257,7 +257,10 @@ class Client:
         async with self._listening(tickets) as queue:
             published = await self.publish(subject, data, id=event_id, headers=headers, stored=bool(tickets) or not fleeting)
             published.waiting, published.at_most_once = tickets, [r.name for r in fleeting]
-            yield published, _each(queue, len(tickets))
+            for ticket in tickets:  # the same event may have ended before it was published again
+                if (reply := await self._stored(ticket)) is not None:
+                    queue.put_nowait((ticket, reply))
+            yield published, _each(queue, tickets)
 
     @asynccontextmanager
     async def _listening(self, tickets: Iterable[Ticket]) -> AsyncIterator[asyncio.Queue[tuple[Ticket, Reply]]]:
@@ -316,9 +319,14 @@ class Client:
         return list(names)
 
 
-async def _each(queue: asyncio.Queue[tuple[Ticket, Reply]], count: int) -> AsyncIterator[tuple[Ticket, Reply]]:
-    for _ in range(count):
-        yield await queue.get()
+async def _each(queue: asyncio.Queue[tuple[Ticket, Reply]], tickets: list[Ticket]) -> AsyncIterator[tuple[Ticket, Reply]]:
+    """One outcome for each ticket; what the guard refused may be heard beside it."""
+    left = {ticket.invocation for ticket in tickets}
+    while left:
+        ticket, reply = await queue.get()
+        if ticket.invocation in left:
+            left.remove(ticket.invocation)
+            yield ticket, reply
 
 
 @asynccontextmanager

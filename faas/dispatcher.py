@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -21,10 +21,10 @@ import structlog
 
 from faas.accounting.records import UsageRecords
 from faas.bus.cloudevents import decode
-from faas.bus.connection import Message
-from faas.bus.outcomes import Outcomes, StoredAttempts, StoredOutcome
+from faas.bus.connection import Message, NoStream
+from faas.bus.outcomes import Outcomes, StoredAttempts, StoredOutcome, event_id_header
 from faas.bus.pull import Delivery
-from faas.errors import BusUnavailable
+from faas.errors import BusUnavailable, StoreRefused
 from faas.identity import invocation_id, random_invocation_id
 from faas.model import Control, Ended, Event, EventInvalid, FunctionVersion, Invocation, Outcome, Phases
 from faas.pool.attempt import Attempt, Attempts
@@ -34,6 +34,9 @@ from faas.scheduling import retry
 log = structlog.get_logger()
 
 T = TypeVar("T")
+
+OUTPUT_TRIES = 20
+"""So often a result is offered to a stream of somebody else that refuses it, as a full one does; then the outcome goes on without it."""
 
 SYNCHRONOUS_WAIT_S = 60.0
 """A synchronous call without a deadline is `expired` after so long without a start."""
@@ -52,11 +55,12 @@ class _Billable(msgspec.Struct):
 class Dispatcher:
     """Turns events into outcomes. One per node; every method may run many times at once."""
 
-    def __init__(self, attempts: Attempts, outcomes: Outcomes, *, usage: UsageRecords, captured: Mapping[str, str]) -> None:
+    def __init__(self, attempts: Attempts, outcomes: Outcomes, *, usage: UsageRecords, captured: dict[str, str]) -> None:
         self._attempts = attempts
         self._outcomes = outcomes
         self._usage = usage
         self._captured = captured  # [output] subject -> the stream that captures it
+        self._draining = False
         self._open: dict[str, asyncio.Event] = {}  # invocations on this node that have not ended
 
     # ------------------------------------------------------------ durable
@@ -113,9 +117,11 @@ class Dispatcher:
             return None, tried
         redelivered = delivery.num_delivered > 1
         key = (invocation.function.spec.tenant, invocation.function.spec.name, invocation.id)
-        outcome = await self._outcomes.find(*key, leader=redelivered)
-        if outcome is None and redelivered:
-            tried = await self._outcomes.attempts(*key)
+        # Attempts of a first delivery too: its publish may be a repetition, while the first one is in its back-off.
+        outcome, tried = await asyncio.gather(
+            self._outcomes.find(*key, leader=redelivered), self._outcomes.attempts(*key, leader=redelivered)
+        )
+        if outcome is None:
             invocation.attempts = len(tried.records)
             invocation.billable_attempts = sum(msgspec.json.decode(record, type=_Billable).billable for record in tried.records)
             policy = invocation.function.spec.retry
@@ -142,8 +148,10 @@ class Dispatcher:
     async def _settle(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, *, tried: StoredAttempts) -> StoredOutcome:
         """Publish `[output]`, then the outcome under its guard; where another was stored first, that one holds."""
         records = tried.records if attempt.record is None else (*tried.records, attempt.record)
-        outcome = _outcome(invocation, attempt)
+        outcome = self._fitting(_outcome(invocation, attempt), records)
         await self._insist(delivery, lambda: self._emit(invocation, outcome))
+        if attempt.load_record is not None:
+            await self._usage.add(*invocation.function.key, attempt.load_record)
         stored = await self._insist(delivery, lambda: self._outcomes.store(outcome, records))
         _log_end(invocation, outcome)
         if stored is None:
@@ -151,9 +159,14 @@ class Dispatcher:
             if found is None:
                 raise BusUnavailable("an outcome that the guard spoke of is gone")  # its retention ended in this moment: redeliver
             return found
-        if attempt.load_record is not None:
-            self._usage.add(*invocation.function.key, attempt.load_record)
         return stored
+
+    def _fitting(self, outcome: Outcome, records: tuple[bytes, ...] = ()) -> Outcome:
+        """The outcome, or that it is too large to be carried: published as it is it would fail, and run again for ever."""
+        if self._outcomes.fits(outcome, records):
+            return outcome
+        ended = Ended(reason="result_too_large", detail="the result and its headers are more than the bus carries")
+        return msgspec.structs.replace(outcome, ended=ended)
 
     async def _insist(self, delivery: Delivery, act: Callable[[], Awaitable[T]]) -> T:
         """Do it again while the bus is away and the lease holds: a finished result is not run a second time because a server restarts."""
@@ -201,7 +214,7 @@ class Dispatcher:
             "Faas-Reason": reason,
             "Faas-Outcome": outcome,
             "Faas-Invocation": letter_id,
-            "Faas-Event-Id": event_id,
+            "Faas-Event-Id": event_id_header(event_id),
             "Faas-Subject": delivery.subject,
         }
         for name, value in head.items():
@@ -224,33 +237,42 @@ class Dispatcher:
 
     # ------------------------------------------------------------ synchronous and at-most-once
 
-    async def answer(self, message: Message, function: FunctionVersion, reply_to: str) -> None:
-        """Run an event that nothing stores: the answer first, to `reply_to` if somebody waits there, then `[output]` and usage."""
+    async def answer(self, message: Message, function: FunctionVersion, reply_to: str) -> str:
+        """Run an event that nothing stores: the answer first, to `reply_to` if somebody waits there, then `[output]` and usage.
+
+        Returns the reason of its end, "" for a success.
+        """
         random_id = random_invocation_id()
         decoded = decode(message.headers, message.data, source="", event_id=random_id)
         if isinstance(decoded, EventInvalid):
             refused = Attempt(Ended(reason="event_invalid", detail=decoded.detail), Phases())
             invocation = _invocation(random_id, function, _no_event(random_id), control=Control(), age_s=0.0, patience_s=SYNCHRONOUS_WAIT_S)
-            await self._reply(reply_to, invocation, refused)
-            return
+            return await self._reply(reply_to, invocation, refused)
         event, control = decoded
         patience_s: float = function.spec.limits.queue_timeout_s
         if reply_to and control.deadline_at is None:
             patience_s = min(patience_s, SYNCHRONOUS_WAIT_S)
         invocation = _invocation(random_id, function, event, control=control, age_s=0.0, patience_s=patience_s)
         attempt = await self._attempts.run(invocation)
-        while reply_to and (delay_s := self._delay_s(invocation, attempt)) is not None:
+        while reply_to and not attempt.drained and (delay_s := self._delay_s(invocation, attempt)) is not None:
             if time.monotonic() + delay_s >= invocation.start_by_monotonic:
                 break
+            await asyncio.sleep(delay_s)
+            if self._draining:
+                break  # the end so far is the answer: something was started, so nobody may be told to ask again
             self._usage.add(*function.key, *_records_of(attempt))
             invocation.attempts += 1
             invocation.billable_attempts += 1
-            await asyncio.sleep(delay_s)
+            invocation.received_monotonic = time.monotonic()
             attempt = await self._attempts.run(invocation)
-        await self._reply(reply_to, invocation, attempt)
+        return await self._reply(reply_to, invocation, attempt)
 
-    async def _reply(self, reply_to: str, invocation: Invocation, attempt: Attempt) -> None:
-        outcome = _outcome(invocation, attempt)
+    def drain(self) -> None:
+        """Begin no further attempt of a synchronous call that has had one."""
+        self._draining = True
+
+    async def _reply(self, reply_to: str, invocation: Invocation, attempt: Attempt) -> str:
+        outcome = self._fitting(_outcome(invocation, attempt))
         if reply_to:
             await self._outcomes.reply(reply_to, outcome)
             await asyncio.sleep(0)  # the answer is on its way before anything else is done
@@ -260,6 +282,7 @@ class Dispatcher:
             self._usage.add(*invocation.function.key, *_records_of(attempt))
         await self._emit(invocation, outcome)
         _log_end(invocation, outcome)
+        return outcome.ended.reason
 
     # ------------------------------------------------------------ both
 
@@ -273,8 +296,20 @@ class Dispatcher:
     async def _emit(self, invocation: Invocation, outcome: Outcome) -> None:
         """A succeeded result is an event too, where the function says so."""
         subject = invocation.function.spec.output.publish
-        if subject and not outcome.ended.reason:
-            await self._outcomes.emit(subject, outcome, stored=subject in self._captured)
+        if not subject or outcome.ended.reason:
+            return
+        for left in range(OUTPUT_TRIES, -1, -1):
+            try:
+                await self._outcomes.emit(subject, outcome, stored=subject in self._captured)
+            except NoStream:
+                self._captured.pop(subject, None)  # the stream that captured it is gone
+            except StoreRefused as error:
+                if not left:
+                    log.error("output.lost", **_names(invocation), subject=subject, error=str(error))
+                    return
+                await asyncio.sleep(BUS_RETRY_S)
+            else:
+                return
 
 
 def _invocation(

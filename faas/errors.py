@@ -40,6 +40,12 @@ class BusUnavailable(FaasError):
     retryable = True
 
 
+class StoreRefused(BusUnavailable):
+    """A stream is there and did not take a message, in its own words: it is full, or configured against it."""
+
+    code = "store_refused"
+
+
 class ServerFailed(FaasError):
     """The embedded nats-server is missing, too old, or did not become ready."""
 

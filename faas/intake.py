@@ -7,6 +7,7 @@ belongs to the dispatcher.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import structlog
 from faas import subjects
 from faas.bus.connection import Bus, Message, Subscription, encode_head
 from faas.bus.pull import Delivery, Heartbeats, Puller
-from faas.bus.service import Service
+from faas.bus.service import Endpoint, Service
 from faas.bus.streams import Consumer
 from faas.dispatcher import Dispatcher
 from faas.errors import FaasError
@@ -50,6 +51,7 @@ class _Inlet:
     subscriptions: list[Subscription] = field(default_factory=list)
     unstarted: set[Delivery] = field(default_factory=set)
     answering: int = 0
+    endpoint: Endpoint | None = None
 
 
 class Intake:
@@ -88,7 +90,8 @@ class Intake:
                 queue = f"faas.{tenant}.{name}"
                 take = partial(self._take, inlet)
                 inlet.subscriptions.append(await self._bus.subscribe(trigger.subject, take, queue=queue))
-        await self._service.add_endpoint(f"{tenant}-{name}", subjects.invoke(tenant, name), partial(self._request, inlet))
+        subject = subjects.invoke(tenant, name)
+        inlet.endpoint = await self._service.add_endpoint(f"{tenant}-{name}", subject, partial(self._request, inlet))
 
     # ------------------------------------------------------------ durable
 
@@ -136,14 +139,16 @@ class Intake:
         self._start(self._answer(inlet, message, ""))
 
     async def _answer(self, inlet: _Inlet, message: Message, reply_to: str) -> None:
-        unanswered = _BROKEN
+        unanswered, failure, began_ns = _BROKEN, "not answered", time.monotonic_ns()
         try:
-            await self._dispatcher.answer(message, inlet.function, reply_to)
+            failure = await self._dispatcher.answer(message, inlet.function, reply_to)
             unanswered = b""
         except Draining:
             unanswered = _UNAVAILABLE
         finally:
             inlet.answering -= 1
+            if inlet.endpoint is not None and reply_to:
+                inlet.endpoint.finished(time.monotonic_ns() - began_ns, failure)
             if unanswered and reply_to:
                 await self._bus.publish(reply_to, b"", head=unanswered)
 
@@ -169,6 +174,7 @@ class Intake:
                 await subscription.unsubscribe()
         await self._service.stop()
         self._pool.drain()
+        self._dispatcher.drain()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
         if self._tasks and (killed := self._pool.kill_leased()):

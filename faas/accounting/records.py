@@ -22,6 +22,7 @@ log = structlog.get_logger()
 LINGER_S = 0.010
 BATCH = 64
 BATCH_BYTES = 256 * 1024
+HEAD_BYTES = 512
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 5.0
 CLOSE_S = 2.0
 """How long the last batches may take when the node stops; durable ones are in their outcomes too."""
@@ -60,15 +61,19 @@ class UsageRecords:
     def add(self, tenant: str, function: str, *records: bytes) -> asyncio.Future[None]:
         """Put encoded records into the next batch of the function. The future is done once that batch is stored; nobody has to await it."""
         key = (tenant, function)
+        size_bytes = sum(map(len, records)) + len(records)
         batch = self._batches.get(key)
+        if batch is not None and batch.size_bytes + size_bytes > min(BATCH_BYTES, self._bus.body_limit_bytes - HEAD_BYTES):
+            self._send(key)
+            batch = None
         if batch is None:
             batch = _Batch(self._loop.create_future(), self._loop.call_later(LINGER_S, self._send, key))
             self._batches[key] = batch
         batch.records += records
-        batch.size_bytes += sum(map(len, records))
-        if len(batch.records) >= BATCH or batch.size_bytes >= BATCH_BYTES:
+        batch.size_bytes += size_bytes
+        if len(batch.records) >= BATCH:
             self._send(key)
-        return batch.stored
+        return asyncio.shield(batch.stored)  # of all who wait for the batch: one that gives up must not take it from the others
 
     def _send(self, key: tuple[str, str]) -> None:
         batch = self._batches.pop(key, None)

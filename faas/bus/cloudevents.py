@@ -19,6 +19,8 @@ from faas.model import Control, Event, EventInvalid
 from faas.units import Duration
 
 STRUCTURED = "application/cloudevents"
+ID_CHARACTERS = 1024
+"""An id goes into the head of the outcome, percent-encoded; what is longer is no id but a payload."""
 _ATTRIBUTE = re.compile(r"[a-z0-9]{1,64}")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _CORE = ("specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema")
@@ -123,6 +125,10 @@ def _event(attributes: dict[str, str], data: bytes) -> Event:
     for name in ("specversion", "id", "source", "type"):
         if not attributes.get(name):
             raise _Refused(f"the CloudEvents attribute {name} is missing or empty")
+    if len(attributes["id"]) > ID_CHARACTERS or len(attributes["source"]) > ID_CHARACTERS:
+        raise _Refused(f"id and source may have {ID_CHARACTERS} characters each")
+    if attributes.get("dataref"):
+        raise _Refused("dataref is not supported yet; send the payload itself")
     if attributes["specversion"] != "1.0":
         raise _Refused(f"specversion {attributes['specversion'][:20]!r} is not supported; send 1.0")
     for name in attributes:

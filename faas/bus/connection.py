@@ -36,7 +36,7 @@ from faas.bus.messages import (
     decode_head,
     encode_head,
 )
-from faas.errors import AlreadyStored, BusUnavailable, MessageTooLarge, SubjectInvalid
+from faas.errors import AlreadyStored, BusUnavailable, MessageTooLarge, StoreRefused, SubjectInvalid
 
 __all__ = ["ApiError", "Bus", "Callback", "Message", "NoStream", "Stored", "StoredMessage", "Subscription", "encode_head"]
 
@@ -319,7 +319,7 @@ class Bus:
         if ack.error is not None:
             if ack.error.err_code == WRONG_LAST_SEQUENCE:
                 raise AlreadyStored(f"{subject}: {ack.error.description}")
-            raise BusUnavailable(f"{subject}: {ack.error.description} ({ack.error.err_code})")
+            raise StoreRefused(f"{subject}: {ack.error.description} ({ack.error.err_code})")
         if not ack.stream:
             raise BusUnavailable(f"{subject}: answered by something that is no stream")
         return Stored(stream=ack.stream, sequence=ack.seq, duplicate=ack.duplicate)

@@ -21,8 +21,10 @@ from faas.model import Ended, Outcome
 PROBLEM = "application/problem+json"
 HEAD_RESERVE_BYTES = 8 * 1024
 """What the head of an outcome takes at most, without its usage records."""
-RECORD_RESERVE_BYTES = 1536
-"""What one usage record takes in the head; a record is some 1,100 bytes with ten tags."""
+RECORD_RESERVE_BYTES = 2560
+"""What one usage record takes in the head: some 900 bytes, and its tags."""
+GUARD_BYTES = 256
+"""Names of the headers that only a stored outcome has, and their own line ends."""
 
 STATUS_OF_REASON: Mapping[str, int] = {
     **dict.fromkeys(("event_invalid", "payload_invalid"), 400),
@@ -102,17 +104,19 @@ def _fixed_head(key: tuple[str, str, str], outcome: str, content_type: str) -> b
     return encode_head(lines) + binary_head(event)
 
 
+def event_id_header(event_id: str) -> str:
+    """An event's id as a header's value: percent-encoded where it is not printable ASCII."""
+    return event_id if event_id.isascii() and event_id.isprintable() else quote(event_id, safe="")
+
+
 def head_of(outcome: Outcome, content_type: str) -> bytes:
     """The head of an outcome but for its usage records."""
     ended, phases = outcome.ended, outcome.phases
     head = _fixed_head((outcome.tenant, outcome.function, outcome.version), ended.outcome, content_type)
-    event_id = outcome.event_id
-    if not (event_id.isascii() and event_id.isprintable()):
-        event_id = quote(event_id, safe="")
     text = (
         f"Faas-Invocation: {outcome.invocation_id}\r\nce-id: {outcome.invocation_id}\r\nFaas-Attempt: {outcome.attempt}\r\n"
         f"Faas-Queue-Us: {phases.queue_us}\r\nFaas-Load-Us: {phases.load_us}\r\nFaas-Run-Us: {phases.run_us}\r\n"
-        f"Faas-Event-Id: {event_id}\r\n"
+        f"Faas-Event-Id: {event_id_header(outcome.event_id)}\r\n"
     )
     if phases.start:
         text += f"Faas-Start: {phases.start}\r\n"
@@ -132,6 +136,14 @@ class Outcomes:
     def result_limit_bytes(self, attempts: int) -> int:
         """The largest result that an outcome with so many usage records can carry."""
         return self._bus.body_limit_bytes - HEAD_RESERVE_BYTES - attempts * RECORD_RESERVE_BYTES
+
+    def fits(self, outcome: Outcome, records: tuple[bytes, ...]) -> bool:
+        """Whether the bus carries it, with these usage records."""
+        body, content_type = body_of(outcome.ended)
+        used = len(body) + sum(map(len, records)) + len(records)
+        return used + HEAD_RESERVE_BYTES <= self._bus.body_limit_bytes or (
+            used + len(head_of(outcome, content_type)) + GUARD_BYTES <= self._bus.body_limit_bytes
+        )
 
     async def store(self, outcome: Outcome, records: tuple[bytes, ...]) -> StoredOutcome | None:
         """Store the terminal outcome under its guard. None: there was one already. Raises BusUnavailable."""
@@ -164,9 +176,10 @@ class Outcomes:
             records=split_records(headers.get("Faas-Usage", "[]").encode()),
         )
 
-    async def attempts(self, tenant: str, function: str, invocation_id: str) -> StoredAttempts:
-        """The records of attempts that ended without a terminal outcome, read through the stream's leader."""
-        found = await self._bus.last_stored(subjects.OUTCOMES, subjects.attempt(tenant, function, invocation_id))
+    async def attempts(self, tenant: str, function: str, invocation_id: str, *, leader: bool) -> StoredAttempts:
+        """The records of attempts that ended without a terminal outcome; `leader` as in `find`."""
+        subject = subjects.attempt(tenant, function, invocation_id)
+        found = await (self._bus.last_stored(subjects.OUTCOMES, subject) if leader else self._bus.last_direct(subjects.OUTCOMES, subject))
         return StoredAttempts() if found is None else StoredAttempts(sequence=found.sequence, records=split_records(found.data))
 
     async def store_attempts(self, outcome: Outcome, records: tuple[bytes, ...], *, after: int) -> bool:
@@ -209,7 +222,8 @@ class Outcomes:
         self, *, tenant: str, function: str, letter_id: str, event_head: Mapping[str, str], event_body: bytes, why: Mapping[str, str]
     ) -> None:
         """Write a dead letter: the event's own headers but NATS' own, and why it was given up. `letter_id` keeps a repetition from being stored twice."""
-        kept = [(k, v) for k, v in event_head.items() if not k.lower().startswith("nats-") and k not in why]
+        ours = {name.lower() for name in why}
+        kept = [(k, v) for k, v in event_head.items() if not k.lower().startswith("nats-") and k.lower() not in ours]
         head = encode_head([*kept, *why.items(), ("Nats-Msg-Id", letter_id)])
         if len(head) + len(event_body) > self._bus.body_limit_bytes:
             event_body = b""  # the event was stored at the limit; it stays in its stream, named by Faas-Subject and Faas-Event-Id

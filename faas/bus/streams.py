@@ -145,6 +145,13 @@ class _Anything(Struct):
     pass
 
 
+async def last_sequence(bus: Bus) -> int:
+    """Of FAAS_EVENTS, 0 where it is not there yet. Read before `declare`: a stream takes a new function's subjects before
+    its consumer stands, and what is acknowledged in between must be the consumer's too."""
+    found = await _stream(bus, subjects.EVENTS)
+    return found.state.last_seq if found is not None else 0
+
+
 async def declare(bus: Bus, specs: Sequence[FunctionSpec], config: BusConfig, *, store_bytes: int | None) -> dict[tuple[str, str], str]:
     """Make the streams what they must be; one sentence for each function whose subjects cannot be stored.
 
@@ -246,10 +253,12 @@ async def stream_capturing(bus: Bus, subject: str, *, but: str = "") -> str | No
     return next((name for name in names if name != but), None)
 
 
-async def ensure_consumers(bus: Bus, specs: Iterable[FunctionSpec], config: BusConfig) -> dict[tuple[str, str], list[Consumer]]:
+async def ensure_consumers(
+    bus: Bus, specs: Iterable[FunctionSpec], config: BusConfig, *, first_sequence: int | None = None
+) -> dict[tuple[str, str], list[Consumer]]:
     """The consumers to pull each function from: its own, made where it is missing, and older ones with another filter while they have a backlog.
 
-    Raises BusUnavailable in the server's words.
+    A new one begins at `first_sequence` of the stream, None: at what comes next. Raises BusUnavailable in the server's words.
     """
     stream = await _stream(bus, subjects.EVENTS)
     last = stream.state.last_seq if stream is not None else 0
@@ -257,7 +266,7 @@ async def ensure_consumers(bus: Bus, specs: Iterable[FunctionSpec], config: BusC
     found = {}
     for spec in specs:
         wanted = _consumer(spec, config)
-        own = await _ensure_consumer(bus, wanted, seen.get(wanted.durable_name))
+        own = await _ensure_consumer(bus, wanted, seen.get(wanted.durable_name), first_sequence=first_sequence)
         draining = []
         for other in [o for o in seen.values() if o.function == _owner(spec) and o.name != wanted.durable_name]:
             # Read again: what came in before the new consumer stood is with the old one alone.
@@ -323,9 +332,10 @@ def _consumer(spec: FunctionSpec, config: BusConfig) -> ConsumerConfig:
     )
 
 
-async def _ensure_consumer(bus: Bus, wanted: ConsumerConfig, seen: _ConsumerSeen | None) -> _ConsumerSeen:
+async def _ensure_consumer(bus: Bus, wanted: ConsumerConfig, seen: _ConsumerSeen | None, *, first_sequence: int | None) -> _ConsumerSeen:
     if seen is None:
-        return await _write_consumer(bus, wanted.durable_name, msgspec.to_builtins(wanted))
+        start = {} if first_sequence is None else {"deliver_policy": "by_start_sequence", "opt_start_seq": first_sequence}
+        return await _write_consumer(bus, wanted.durable_name, {**msgspec.to_builtins(wanted), **start})
     changes = {name: getattr(wanted, name) for name in ("ack_wait", "max_ack_pending", "max_deliver")}
     if any(seen.config.get(name) != value for name, value in changes.items()):
         return await _write_consumer(bus, seen.name, {**seen.config, **changes})

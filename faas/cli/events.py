@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from faas.cli.options import Data, Json, Payload, Where, headers, payload, print_body, print_json
 from faas.errors import ConfigInvalid
+from faas.units import Duration
 
 if TYPE_CHECKING:
     from faas.client import Reply
@@ -115,6 +116,10 @@ async def _submit(function: str, body: bytes, head: dict[str, str], *, call: Cal
     from faas.client import connect
 
     if call.timeout is not None:
+        try:
+            Duration.parse(call.timeout)
+        except ValueError as error:
+            raise ConfigInvalid(f"--timeout: {error}") from error
         head["Faas-Timeout"] = call.timeout
     async with connect(where.nats, state=where.state) as client:
         ticket = await client.submit(function, body, id=id, tenant=call.tenant, headers=head)

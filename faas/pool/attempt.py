@@ -18,6 +18,9 @@ from faas.pool.pool import WorkerPool
 from faas.units import format_duration, format_size
 from faas.worker import wire
 
+COLD_STARTS = 3
+"""No function ran where a worker did not start, so it is tried again at once: a zygote may have been killed for another's memory."""
+
 DEPTH_LIMIT = 16
 """Events caused by events caused by events: beyond so many, a loop is likelier than a purpose."""
 
@@ -74,17 +77,22 @@ class Attempts:
     async def _turn(self, invocation: Invocation) -> Lease | Ended:
         """Wait for slot and worker, until it is too late to start."""
         left_s = invocation.start_by_monotonic - time.monotonic()
+        tries = COLD_STARTS
         try:
             async with asyncio.timeout(left_s) as scope:
-                return await self._pool.acquire(invocation.function.key)
+                while True:
+                    tries -= 1
+                    try:
+                        return await self._pool.acquire(invocation.function.key)
+                    except ColdStartFailed as error:
+                        if not tries:
+                            return Ended(reason="worker_lost", detail=str(error))
         except TimeoutError:
             if not scope.expired():
                 raise
             return _late(invocation)
         except EnvironmentFailed as error:
             return Ended(reason="environment_failed", detail=error.detail)
-        except ColdStartFailed as error:
-            return Ended(reason="worker_lost", detail=str(error))
 
     async def _on_worker(self, lease: Lease, invocation: Invocation) -> Attempt:
         leased_monotonic = time.monotonic()
@@ -111,7 +119,7 @@ class Attempts:
             ended=ended,
             loaded=loaded,
             meter=meter,
-            drained=lease.drained,
+            drained=lease.drained and not lease.clean,  # an answer that was there before the kill stands
         )
         return Attempt(ended, phases, attempted=attempted, billing=self._billing)
 
@@ -133,7 +141,7 @@ class Attempts:
             return _crash(error, "while loading")
         finally:
             meter.load_us = round((time.monotonic() - began) * 1e6)
-            meter.loaded_at = time.time()
+            meter.loaded_at = meter.started_at + time.monotonic() - began
         meter.load_cpu_us, meter.load_memory_peak_bytes = answer.cpu_us, answer.memory_peak_bytes
         if isinstance(answer, wire.LoadFailed):
             return Ended(reason="load_error", detail=answer.detail, traceback=answer.traceback)
@@ -157,7 +165,8 @@ class Attempts:
             ended = _crash(error, "while running")
         else:
             lease.clean = True
-            meter.run_us, meter.cpu_us, meter.memory_peak_bytes = answer.run_us, answer.cpu_us, answer.memory_peak_bytes
+            elapsed_us = round((time.monotonic() - began) * 1e6)  # a worker's word on its time is taken up to what passed here
+            meter.run_us, meter.cpu_us, meter.memory_peak_bytes = min(answer.run_us, elapsed_us), answer.cpu_us, answer.memory_peak_bytes
             return self._judge(answer, invocation)
         meter.run_us = round((time.monotonic() - began) * 1e6)
         meter.cpu_us = max(0, worker.cpu_us() - cpu_start_us)

@@ -32,10 +32,16 @@ class Served:
     sandbox: Sandbox | None = None
     idle: list[Worker] = field(default_factory=list)  # the last one given back is the next one leased
     leased: int = 0
+    promised: bool = False  # it has a turn and no sandbox yet: room for one is kept
     prewarming: int = 0
     idle_since_monotonic: float = 0.0
     hold_s: float = math.inf  # moving average of lease start to end; infinite until the first has ended
     binding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def bound(self) -> bool:
+        """Whether it has a living sandbox."""
+        return self.sandbox is not None and self.sandbox.alive
 
 
 @dataclass(slots=True, eq=False)

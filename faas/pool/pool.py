@@ -44,23 +44,26 @@ RETIRE_S = 2.0
 class WorkerPool:
     """`open` it, `serve` functions, then `try_acquire` or `acquire` a lease for each attempt."""
 
-    def __init__(self, config: PoolConfig, backend: Backend, build: Build, *, group: asyncio.TaskGroup) -> None:
+    def __init__(self, config: PoolConfig, backend: Backend, build: Build, *, group: asyncio.TaskGroup, result_limit_bytes: int) -> None:
         self._free = config.slots_or_default
         self._backend, self._build, self._group = backend, build, group
         self._tasks: set[asyncio.Task[None]] = set()
+        self._result_limit_bytes = result_limit_bytes
         self._loop = asyncio.get_running_loop()
         self._profiles: dict[str, Sandboxes] = {}
         self._served: dict[Flow, Served] = {}
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
         self._leases: set[Lease] = set()
         self._reaper: asyncio.TimerHandle | None = None
+        self._reap_monotonic = 0.0
         self._draining = False
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: PoolConfig, backend: Backend, build: Build) -> AsyncIterator[WorkerPool]:
+    async def open(cls, config: PoolConfig, backend: Backend, build: Build, *, result_limit_bytes: int) -> AsyncIterator[WorkerPool]:
+        """`result_limit_bytes` is the largest result that can be passed on at all: a worker sends no larger one."""
         async with asyncio.TaskGroup() as group:
-            pool = cls(config, backend, build, group=group)
+            pool = cls(config, backend, build, group=group, result_limit_bytes=result_limit_bytes)
             try:
                 yield pool
             finally:
@@ -110,11 +113,14 @@ class WorkerPool:
     def try_acquire(self, flow: Flow) -> Lease | None:
         """A lease on an idle worker, if there are one and a slot and nobody waits; without a wait."""
         served = self._served[flow]
-        if self._queue or self._free <= 0 or not served.idle or self._draining:
+        if self._queue or self._free <= 0 or self._draining:
+            return None
+        worker = _pop_living(served.idle)
+        if worker is None:
             return None
         self._free -= 1
         served.leased += 1
-        return self._lease(served, served.idle.pop(), "warm")
+        return self._lease(served, worker, "warm")
 
     async def acquire(self, flow: Flow) -> Lease:
         """A lease, when it is the function's turn. Raises EnvironmentFailed, ColdStartFailed, Draining; cancelling it gives up the place."""
@@ -122,6 +128,8 @@ class WorkerPool:
             raise Draining("the node stops")
         served = self._served[flow]
         cold = await served.sandboxes.ready()
+        if self._draining:
+            raise Draining("the node stops")
         turn: asyncio.Future[None] = self._loop.create_future()
         self._queue.put(flow, turn)
         self._hand_out()
@@ -138,6 +146,10 @@ class WorkerPool:
         except BaseException:
             self._return_slot(served)
             raise
+        if self._draining:
+            worker.kill()
+            self._return_slot(served)
+            raise Draining("the node stops")
         return self._lease(served, worker, "cold" if cold and start != "warm" else start)
 
     def _lease(self, served: Served, worker: Worker, start: Start) -> Lease:
@@ -154,18 +166,27 @@ class WorkerPool:
         served.hold_s = hold_s if math.isinf(served.hold_s) else served.hold_s + HOLD_WEIGHT * (hold_s - served.hold_s)
         if lease.clean and worker.give_back() and not self._draining:
             served.idle.append(worker)
-            served.idle_since_monotonic = worker.idle_since_monotonic
             self._arm_reaper(worker.idle_since_monotonic + served.function.spec.scale.keep_alive_s)
         else:
             worker.kill()
         self._return_slot(served)
+        self._keep_warm(served)
 
     def _return_slot(self, served: Served) -> None:
         self._free += 1
         served.leased -= 1
         served.idle_since_monotonic = time.monotonic()
+        if not served.leased:
+            self._release_promise(served)
+            if not served.idle and served.sandbox is not None:
+                self._arm_reaper(served.idle_since_monotonic + served.sandboxes.profile.pool.keep_alive_s)
         if self._queue:
             self._hand_out()
+
+    def _release_promise(self, served: Served) -> None:
+        if served.promised:
+            served.promised = False
+            served.sandboxes.promised -= 1
 
     def _hand_out(self) -> None:
         while self._free > 0 and not self._draining:
@@ -177,22 +198,26 @@ class WorkerPool:
             served = self._served[flow]
             self._free -= 1
             served.leased += 1
+            if not served.idle and not served.promised and not served.bound:
+                served.promised = True
+                served.sandboxes.promised += 1
             turn.set_result(None)
 
     def _may_start(self, flow: Flow) -> bool:
         served = self._served[flow]
         if served.leased >= served.function.spec.scale.max_workers:
             return False
-        bound = served.sandbox is not None and served.sandbox.alive
-        return bool(served.idle) or bound or served.sandboxes.has_room
+        return bool(served.idle) or served.bound or served.promised or served.sandboxes.has_room
 
     async def _worker(self, served: Served) -> tuple[Worker, Start]:
-        if served.idle:
-            return served.idle.pop(), "warm"
+        worker = _pop_living(served.idle)
+        if worker is not None:
+            return worker, "warm"
         async with served.binding:  # two attempts at once must not bind two sandboxes
             sandbox = served.sandbox
             if sandbox is None or not sandbox.alive:
                 self._unbind(served)
+                self._release_promise(served)  # `take` counts it from here on
                 sandbox, worker, start = await served.sandboxes.take()
                 served.sandbox = sandbox
                 return self._own(served, worker), start
@@ -222,7 +247,7 @@ class WorkerPool:
             handler=spec.handler,
             files=tuple(wire.File(file.path, file.data) for file in function.files),
             tags=dict(spec.tags),
-            result_limit_bytes=int(spec.limits.payload_bytes),  # a plain int: a Size is no type of the wire
+            result_limit_bytes=min(int(spec.limits.payload_bytes), self._result_limit_bytes),
         )
 
     def _keep_warm(self, served: Served) -> None:
@@ -236,6 +261,7 @@ class WorkerPool:
     async def _load_ahead(self, served: Served) -> None:
         """Load one worker before any event asks for it; a failure is logged, and the next event tries again."""
         function = served.function
+        worker: Worker | None = None
         try:
             worker, start = await self._worker(served)
             if start == "warm":
@@ -244,6 +270,8 @@ class WorkerPool:
             loaded = await worker.load(self.load_message(function), timeout_s=function.spec.limits.load_timeout_s)
         except (FaasError, TimeoutError) as error:
             log.warning("worker.not_prewarmed", function=function.spec.name, error=str(error) or "load_timeout")
+            if worker is not None:
+                worker.kill()
             return
         finally:
             served.prewarming -= 1
@@ -257,8 +285,13 @@ class WorkerPool:
     # ------------------------------------------------------------ keep-alive, eviction
 
     def _arm_reaper(self, at_monotonic: float) -> None:
-        if self._reaper is None:
-            self._reaper = self._loop.call_later(max(0.0, at_monotonic - time.monotonic()), self._reap)
+        """Look for what may go at this moment, or earlier where that is planned already."""
+        if self._reaper is not None and self._reap_monotonic <= at_monotonic:
+            return
+        if self._reaper is not None:
+            self._reaper.cancel()
+        self._reap_monotonic = at_monotonic
+        self._reaper = self._loop.call_later(max(0.0, at_monotonic - time.monotonic()), self._reap)
 
     def _reap(self) -> None:
         """Retire what has been idle past its keep-alive, and come again when the next may be."""
@@ -297,7 +330,8 @@ class WorkerPool:
             for served in self._served.values()
             if served.sandbox is not None and not served.leased and not served.prewarming and served.sandboxes.profile.name == profile
         ]
-        return min(idle, key=lambda served: served.idle_since_monotonic, default=None)
+        # What somebody wants kept warm goes last.
+        return min(idle, key=lambda served: (served.function.spec.scale.min_warm > 0, served.idle_since_monotonic), default=None)
 
     def _unbind(self, served: Served) -> None:
         if served.sandbox is not None:
@@ -362,3 +396,12 @@ class WorkerPool:
                 await gone.wait()
         except TimeoutError:
             log.warning("workers.killed", workers=len(left), reason="close() took too long")
+
+
+def _pop_living(idle: list[Worker]) -> Worker | None:
+    """The worker given back last; one that has died meanwhile is passed over, its end need not be settled yet."""
+    while idle:
+        worker = idle.pop()
+        if worker.state != "dead":
+            return worker
+    return None

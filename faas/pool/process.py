@@ -14,7 +14,8 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +86,10 @@ class ProcessBackend:
         return template is not None and template.alive
 
     async def prepare(self, profile: RuntimeProfile, environment: Environment) -> None:
+        with _machine_refuses(f"template of {profile.name}"):
+            await self._prepare(profile, environment)
+
+    async def _prepare(self, profile: RuntimeProfile, environment: Environment) -> None:
         async with self._preparing.setdefault(profile.name, asyncio.Lock()):
             if self.is_prepared(profile):
                 return
@@ -100,8 +105,20 @@ class ProcessBackend:
             self._templates[profile.name] = template
 
     async def start(self, profile: RuntimeProfile, environment: Environment) -> ProcessSandbox:
-        await self.prepare(profile, environment)
-        return await self._templates[profile.name].spawn()
+        with _machine_refuses(f"sandbox of {profile.name}"):
+            await self._prepare(profile, environment)
+            return await self._templates[profile.name].spawn()
+        raise AssertionError("unreachable")
+
+
+@contextmanager
+def _machine_refuses(what: str) -> Iterator[None]:
+    """A full disk, no more descriptors, a folder that somebody removed: the start failed, and nothing else does."""
+    began = time.monotonic()
+    try:
+        yield
+    except OSError as error:
+        raise ColdStartFailed(what, after_s=time.monotonic() - began, last_output=str(error)) from error
 
 
 class _Template(Forker):

@@ -61,6 +61,7 @@ class Sandboxes:
         self._generic: deque[_Generic] = deque()
         self._starting = 0
         self._bound = 0
+        self.promised = 0  # turns handed out to functions that have no sandbox yet
         self._closed = False
 
     # ------------------------------------------------------------ ready
@@ -90,7 +91,7 @@ class Sandboxes:
         try:
             self.environment = await self._build(self.profile)
             await self._backend.prepare(self.profile, self.environment)
-        except FaasError as error:
+        except (FaasError, OSError) as error:
             log.error("environment.failed", profile=self.profile.name, error=str(error))
             failed = error if isinstance(error, EnvironmentFailed) else EnvironmentFailed(self.profile.name, str(error))
             self._failed, self._failed_monotonic = failed, time.monotonic()
@@ -130,15 +131,15 @@ class Sandboxes:
         try:
             generic = _Generic(await self._backend.start(self.profile, self.environment))
             for _ in range(self.profile.pool.spares):
-                spare = await generic.sandbox.fork()
+                spare = await _fork(generic.sandbox)
                 spare.on_lost = lambda worker: self._lost(generic, worker)
                 generic.spares.append(spare)
         except ColdStartFailed as error:
             # Not started again until one is asked for: a warm-up that always fails would go round for ever.
             log.warning("sandbox.not_started", profile=self.profile.name, error=str(error))
-            self._starting -= 1
             return
-        self._starting -= 1
+        finally:
+            self._starting -= 1
         if self._closed or self._bound + len(self._generic) >= self.profile.pool.max:
             generic.sandbox.kill()
             return
@@ -157,7 +158,8 @@ class Sandboxes:
     @property
     def has_room(self) -> bool:
         """Whether a sandbox can be taken now: a generic one, room for one more, or an idle one that may go."""
-        return bool(self._generic) or self._bound < self.profile.pool.max or self._evictable(self.profile.name)
+        free = max(len(self._generic), self.profile.pool.max - self._bound)
+        return self.promised < free or (not self.promised and self._evictable(self.profile.name))
 
     async def take(self) -> tuple[Sandbox, Worker, Start]:
         """A sandbox for one function version, and its first worker. Raises ColdStartFailed, EnvironmentFailed."""
@@ -176,18 +178,14 @@ class Sandboxes:
                 self.replenish()
                 if generic.spares:
                     return generic.sandbox, generic.spares.popleft(), "spare"
-                return generic.sandbox, await generic.sandbox.fork(), "fork"
+                return generic.sandbox, await _fork(generic.sandbox), "fork"
         if self._bound > self.profile.pool.max:
             self._evict(self.profile.name)
         if self.environment is None:
             await self.ready()
         assert self.environment is not None
         sandbox = await self._backend.start(self.profile, self.environment)
-        try:
-            worker = await sandbox.fork()
-        except BaseException:
-            sandbox.kill()
-            raise
+        worker = await _fork(sandbox)
         self.replenish()
         return sandbox, worker, start
 
@@ -201,3 +199,12 @@ class Sandboxes:
         self._closed = True
         while self._generic:
             self._generic.popleft().sandbox.kill()
+
+
+async def _fork(sandbox: Sandbox) -> Worker:
+    """A worker of a sandbox that nobody else knows yet; it goes where that fails."""
+    try:
+        return await sandbox.fork()
+    except BaseException:
+        sandbox.kill()
+        raise

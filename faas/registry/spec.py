@@ -26,6 +26,7 @@ SPEC_LIMIT_BYTES = 2**20
 FOLDER_LIMIT_BYTES = 16 * 2**20
 FILES_LIMIT = 2000
 TAGS_LIMIT = 20
+TAGS_BYTES = 1024
 _NAME = re.compile(NAME_PATTERN)
 _HEADER_BLOCK = re.compile(rb"^# /// faas\s*$", re.MULTILINE)
 
@@ -192,6 +193,7 @@ def _check(file: str, spec: FunctionSpec, profile: RuntimeProfile, *, table: Map
         (bool(_NAME.fullmatch(spec.name)), "name", f"{spec.name[:80]!r} is no name; begin with a-z, then a-z, 0-9 and -, at most 63"),
         (bool(_NAME.fullmatch(spec.tenant)), "tenant", f"{spec.tenant[:80]!r} is no name; begin with a-z, then a-z, 0-9 and -, at most 63"),
         (len(spec.tags) <= TAGS_LIMIT, "tags", f"{len(spec.tags)} tags; {TAGS_LIMIT} at most"),
+        (len(str(dict(spec.tags)).encode()) <= TAGS_BYTES, "tags", f"more than {TAGS_BYTES} bytes; they go into every usage record"),
         (spec.gpu.count == 0 or spec.gpu.optional, "gpu.count", "GPUs are not supported yet; with optional = true it runs on the CPU"),
         (0 <= spec.gpu.count <= 64, "gpu.count", "must be between 0 and 64"),
         (0.001 <= limits.timeout_s <= 7 * 86_400, "limits.timeout", "must be between 1ms and 7d"),

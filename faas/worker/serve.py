@@ -124,13 +124,13 @@ def _load(message: wire.Load, directory: str) -> tuple[wire.SandboxMessage, load
 def _invoke(handler: loader.Handler, loaded: wire.Load, message: wire.Invoke) -> wire.Result | wire.Failed:
     usage = _Usage()
 
-    def failed(reason: str, detail: str, *, trace: str = "", after_s: float | None = None) -> wire.Failed:
+    def failed(reason: wire.Reason, detail: str, *, trace: str = "", after_s: float | None = None) -> wire.Failed:
         run_us, cpu_us, memory = usage.read()
         return wire.Failed(
             reason=reason,
             detail=_encodable(detail[:DETAIL_CHARACTERS]),
             traceback=trace,
-            retry_after_s=after_s,
+            retry_after_s=None if after_s is None else min(after_s, wire.RETRY_LIMIT_S),
             run_us=run_us,
             cpu_us=cpu_us,
             memory_peak_bytes=memory,

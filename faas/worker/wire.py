@@ -10,13 +10,20 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 INLINE_BYTES = 64 * 1024
 FRAME_LIMIT_BYTES = INLINE_BYTES + 4096
 """The longest frame that either side sends or takes."""
+
+Count = Annotated[int, Meta(ge=0)]
+"""A figure that a sandbox reports: whoever runs in it can write frames, so nothing below zero is taken."""
+RETRY_LIMIT_S = 7 * 86_400
+Reason = Literal["error", "payload_invalid", "rejected_by_handler", "result_invalid", "result_too_large"]
+"""How an invocation can end in a worker, but for a result."""
 
 SOCKET_NAME = "socket"
 SPILL_PREFIX = "spill-"
@@ -114,7 +121,7 @@ class Hello(_Message, frozen=True, tag="hello", kw_only=True):
     python: str = ""  # "3.11.7"
     threads: int = 0  # of a template after its preload; more than one refuses to fork
     isolated: bool = False  # in a PID namespace of its own
-    preload_us: int = 0
+    preload_us: Count = 0
 
 
 class Broken(_Message, frozen=True, tag="broken", kw_only=True):
@@ -129,16 +136,16 @@ class Exited(_Message, frozen=True, tag="exited", kw_only=True):
 
     worker: str
     code: int
-    cpu_us: int
-    memory_peak_bytes: int
+    cpu_us: Count
+    memory_peak_bytes: Count
 
 
 class Loaded(_Message, frozen=True, tag="loaded", kw_only=True):
     """The handler is imported and `load` has returned. Schemas are JSON Schema text, "" where there is none."""
 
-    load_us: int
-    cpu_us: int
-    memory_peak_bytes: int
+    load_us: Count
+    cpu_us: Count
+    memory_peak_bytes: Count
     input_schema: str = ""
     output_schema: str = ""
 
@@ -148,9 +155,9 @@ class LoadFailed(_Message, frozen=True, tag="load_failed", kw_only=True):
 
     detail: str
     traceback: str = ""
-    load_us: int
-    cpu_us: int
-    memory_peak_bytes: int
+    load_us: Count
+    cpu_us: Count
+    memory_peak_bytes: Count
 
 
 class Result(_Message, frozen=True, tag="result", kw_only=True):
@@ -158,21 +165,21 @@ class Result(_Message, frozen=True, tag="result", kw_only=True):
 
     body: bytes
     content_type: str
-    run_us: int
-    cpu_us: int
-    memory_peak_bytes: int
+    run_us: Count
+    cpu_us: Count
+    memory_peak_bytes: Count
 
 
 class Failed(_Message, frozen=True, tag="failed", kw_only=True):
     """`handle` did not return a result. `reason` is one of error, payload_invalid, rejected_by_handler, result_invalid, result_too_large."""
 
-    reason: str
+    reason: Reason
     detail: str
     traceback: str = ""
-    retry_after_s: float | None = None  # the handler raised Retry
-    run_us: int
-    cpu_us: int
-    memory_peak_bytes: int
+    retry_after_s: Annotated[float, Meta(ge=0, le=RETRY_LIMIT_S)] | None = None  # the handler raised Retry
+    run_us: Count
+    cpu_us: Count
+    memory_peak_bytes: Count
 
 
 HostMessage = Spawn | Fork | Load | Invoke | Close | Spilled

@@ -38,7 +38,7 @@ async def pool(
 
     async with (
         ProcessBackend(tmp_path / "state", "test", on_output=lambda worker, stream, line: None) as backend,
-        WorkerPool.open(PoolConfig(slots=slots), backend, build or ready) as made,  # type: ignore[arg-type]
+        WorkerPool.open(PoolConfig(slots=slots), backend, build or ready, result_limit_bytes=2**20) as made,  # type: ignore[arg-type]
     ):
         for one in functions:
             made.serve(one, profile, eager=False)
