@@ -38,6 +38,14 @@ class Served:
     hold_s: float = math.inf  # moving average of lease start to end; infinite until the first has ended
     binding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    def pop_idle(self) -> Worker | None:
+        """The worker given back last; one that has died meanwhile is passed over, its end need not be settled yet."""
+        while self.idle:
+            worker = self.idle.pop()
+            if worker.state != "dead":
+                return worker
+        return None
+
     @property
     def bound(self) -> bool:
         """Whether it has a living sandbox."""

@@ -115,7 +115,7 @@ class WorkerPool:
         served = self._served[flow]
         if self._queue or self._free <= 0 or self._draining:
             return None
-        worker = _pop_living(served.idle)
+        worker = served.pop_idle()
         if worker is None:
             return None
         self._free -= 1
@@ -210,7 +210,7 @@ class WorkerPool:
         return bool(served.idle) or served.bound or served.promised or served.sandboxes.has_room
 
     async def _worker(self, served: Served) -> tuple[Worker, Start]:
-        worker = _pop_living(served.idle)
+        worker = served.pop_idle()
         if worker is not None:
             return worker, "warm"
         async with served.binding:  # two attempts at once must not bind two sandboxes
@@ -396,12 +396,3 @@ class WorkerPool:
                 await gone.wait()
         except TimeoutError:
             log.warning("workers.killed", workers=len(left), reason="close() took too long")
-
-
-def _pop_living(idle: list[Worker]) -> Worker | None:
-    """The worker given back last; one that has died meanwhile is passed over, its end need not be settled yet."""
-    while idle:
-        worker = idle.pop()
-        if worker.state != "dead":
-            return worker
-    return None

@@ -300,6 +300,7 @@ async def test_min_warm_workers_are_loaded_before_any_event(tmp_path: Path) -> N
         async with asyncio.timeout(8):
             while not (tmp_path / "loaded").exists():
                 await node.request("echo", b"1")
+        await asyncio.to_thread(time.sleep, 0.3)  # from its import to its place among the idle ones: nothing is said then
         answer = await node.request("warm", b"1")
 
     assert head(answer)["Faas-Start"] == "warm"
