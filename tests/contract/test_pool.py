@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRONMENT
 
 from faas.config import PoolConfig
 from faas.errors import EnvironmentFailed
@@ -19,6 +19,7 @@ from faas.pool.process import ProcessBackend
 from faas.units import Duration
 from faas.worker import wire
 
+ENVIRONMENT = Environment(profile="plain", digest="0" * 64, python=sys.executable)
 SOURCE = (SourceFile("handler.py", b"def handle(event):\n    return 1\n"),)
 
 
