@@ -59,3 +59,16 @@ async def test_what_cannot_be_is_a_usage_error_in_one_sentence(tmp_path: Path, a
     assert code == 2
     assert err.strip()
     assert "Traceback" not in err
+
+
+async def test_one_id_is_one_event_on_each_subject_and_may_be_waited_for_again(tmp_path: Path) -> None:
+    """A stream's own dedup knows no subjects: two functions given one id must both run."""
+    state = ["--state", str(tmp_path / "state")]
+    async with echoing(tmp_path, other="def handle(event: int):\n    return event\n"):
+        for function in ("echo", "other"):
+            assert await command("publish", f"life.{function}", "1", "--id", "same", "--wait", *state) == (
+                0,
+                f"{function}: succeeded: 1\n",
+                "",
+            )
+        assert await command("publish", "life.echo", "1", "--id", "same", "--wait", *state) == (0, "echo: succeeded: 1\n", "")

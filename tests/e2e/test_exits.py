@@ -322,3 +322,38 @@ async def test_an_unknown_function_cannot_be_submitted_to(node: Node) -> None:
 
     with pytest.raises(nats.js.errors.NoStreamResponseError):
         await node.client.jetstream().publish("faas.submit.default.nosuch", b"1")
+
+
+async def test_an_id_that_is_no_id_is_refused_before_anything_runs(node: Node) -> None:
+    """It would go into every header of the outcome, and be too large for the bus again and again."""
+    structured = {"specversion": "1.0", "id": "x" * 400_000, "source": "s", "type": "t", "data": {"n": 1}}
+    message = await node.request("double", json.dumps(structured).encode(), headers={"Content-Type": "application/cloudevents+json"})
+
+    assert end(message) == ("rejected", "event_invalid")
+
+
+async def test_an_id_of_any_characters_is_encoded_in_outcome_and_dead_letter(node: Node) -> None:
+    """Header values are printable ASCII, whatever a sender writes."""
+    structured = {"specversion": "1.0", "id": "\u00e9 1", "source": "s", "type": "t", "data": 1}
+    head_of = {"Content-Type": "application/cloudevents+json"}
+    await node.client.jetstream().publish("exits.raises", json.dumps(structured).encode(), headers=head_of)
+    message = await node.outcome("%C3%A9%201")
+    letter = await node.letter("raises", head(message)["Faas-Invocation"])
+
+    assert head(letter)["Faas-Event-Id"] == "%C3%A9%201"
+
+
+async def test_the_micro_service_counts_what_it_answered(node: Node) -> None:
+    """`nats micro stats faas` is where operators look first."""
+
+    async def counted() -> tuple[int, int]:
+        stats = json.loads((await node.client.request("$SRV.STATS.faas", b"", timeout=5)).data)
+        (endpoint,) = [e for e in stats["endpoints"] if e["subject"] == "faas.invoke.default.double"]
+        return endpoint["num_requests"], endpoint["num_errors"]
+
+    requests, errors = await counted()
+    await node.request("double", b'{"n": 1}')
+    await node.request("double", b"1")
+    await node.client.request(f"faas.node.{node.info['node']}.functions", b"", timeout=5)
+
+    assert await counted() == (requests + 2, errors + 1)
