@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import uuid
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 
 from faas import subjects
-from faas.errors import BusUnavailable, ConfigInvalid, InvocationFailed, NoSuchFunction
-from faas.identity import invocation_id
-from faas.model import FunctionReport
+from faas.envelope import Outgoing, Published, Reply, Ticket, check_size, encode, outgoing
+from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
+from faas.model import NAME_PATTERN, FunctionReport
 from faas.units import Duration
 
 CONNECT_S = 3.0
@@ -36,7 +35,7 @@ SLACK_S = 5.0
 QUESTION_S = 2.0
 PAUSE_S = 0.1
 """Between two tries where a node that stops has answered 503."""
-SOURCE = "/faas/client"
+_NAME = re.compile(NAME_PATTERN)
 
 
 class _NodeFile(Struct, frozen=True):
@@ -54,58 +53,6 @@ class _Info(Struct, frozen=True):
 class _Ack(Struct, frozen=True):
     stream: str = ""
     error: dict[str, Any] | None = None
-
-
-@dataclass(slots=True)
-class Reply:
-    """An outcome, or a synchronous answer: headers as received, body as bytes."""
-
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def outcome(self) -> str:
-        return self.headers.get("Faas-Outcome", "")
-
-    @property
-    def reason(self) -> str:
-        return self.headers.get("Faas-Reason", "")
-
-    @property
-    def result(self) -> Any:
-        """The handler's result: a JSON value, or bytes. Raises InvocationFailed for any other end."""
-        if self.outcome != "succeeded":
-            raise self.failure
-        kind = self.headers.get("Content-Type", "").partition(";")[0]
-        return msgspec.json.decode(self.body) if kind == "application/json" or kind.endswith("+json") else self.body
-
-    @property
-    def failure(self) -> InvocationFailed:
-        """This end as an exception."""
-        document: dict[str, Any] = {}
-        with suppress(msgspec.DecodeError):
-            document = msgspec.json.decode(self.body, type=dict[str, Any])
-        detail, traceback = str(document.get("detail", "")), str(document.get("traceback", ""))
-        return InvocationFailed(self.outcome, self.reason, detail=detail, traceback=traceback)
-
-
-@dataclass(slots=True)
-class Ticket:
-    """A durable invocation that the bus has accepted."""
-
-    tenant: str
-    function: str
-    invocation: str
-
-
-@dataclass(slots=True)
-class Published:
-    """An event that was published. `waiting` are the durable invocations that it sets off; `at_most_once` functions leave no outcome."""
-
-    id: str
-    stream: str
-    waiting: list[Ticket] = field(default_factory=list)
-    at_most_once: list[str] = field(default_factory=list)
 
 
 class Client:
@@ -127,8 +74,8 @@ class Client:
 
         Raises InvocationFailed where it ends as anything but succeeded, NoSuchFunction where nobody has it.
         """
-        body, content = encode(data)
-        reply = await self.request(function, body, tenant=tenant, timeout=timeout, headers={**content, **(headers or {})})
+        body, head = encode(data, headers or {})
+        reply = await self.request(function, body, tenant=tenant, timeout=timeout, headers=head)
         return reply.result
 
     async def request(
@@ -141,7 +88,9 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """Run a function on a body as it is, and wait for its answer, whatever end it names."""
-        head, wait_s = dict(headers or {}), ANSWER_S
+        _check_name(function, tenant)
+        body, head = encode(body, headers or {})
+        wait_s = ANSWER_S
         if timeout is not None:
             wait_s = _seconds(timeout)
             head.setdefault("Faas-Deadline", (datetime.now(UTC) + timedelta(seconds=wait_s)).isoformat())
@@ -150,15 +99,27 @@ class Client:
         try:
             async with asyncio.timeout(wait_s):
                 while True:
-                    message = await self._nats.request(subject, body, timeout=wait_s, headers=head or None)
+                    message = await self._ask(subject, body, head, wait_s=wait_s)
                     answer = message.headers or {}
                     if "Faas-Outcome" in answer or answer.get("Nats-Service-Error-Code") != "503":
                         return Reply(answer, message.data)
                     await asyncio.sleep(PAUSE_S)  # nothing was started; another node, or the next start, answers
-        except (TimeoutError, nats.errors.TimeoutError):
+        except TimeoutError:
             raise BusUnavailable(f"no answer from {function} within {wait_s:g} s") from None
         except nats.errors.NoRespondersError:
             raise await self._no_such(function, tenant) from None
+
+    async def _ask(self, subject: str, body: bytes, head: Mapping[str, str], *, wait_s: float) -> Msg:
+        """One request. Raises TimeoutError, NoRespondersError, MessageTooLarge, and BusUnavailable for everything else that the connection says."""
+        check_size(subject, body, head, limit_bytes=self._nats.max_payload)
+        try:
+            return await self._nats.request(subject, body, timeout=wait_s, headers=dict(head) or None)
+        except nats.errors.NoRespondersError:
+            raise
+        except nats.errors.TimeoutError as error:
+            raise TimeoutError from error
+        except nats.errors.Error as error:
+            raise BusUnavailable(f"the connection to the bus failed: {error}") from error
 
     async def _no_such(self, function: str, tenant: str) -> NoSuchFunction:
         """Why nobody answers for it, as far as the nodes know."""
@@ -178,34 +139,30 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Ticket:
         """Hand in a durable invocation: once this returns it will have exactly one outcome. The same `id` again is the same invocation."""
-        event_id = id or uuid.uuid4().hex
-        body, content = encode(data)
+        _check_name(function, tenant)
+        event = outgoing(subjects.submit(tenant, function), data, headers or {}, id=id)
         try:
-            await self._store(subjects.submit(tenant, function), body, event_id=event_id, headers={**content, **(headers or {})})
+            await self._store(subjects.submit(tenant, function), event)
         except NoSuchFunction:
             raise await self._no_such(function, tenant) from None
-        return Ticket(tenant, function, invocation_id(tenant, function, source=SOURCE, event_id=event_id))
+        return event.ticket(tenant, function)
 
-    async def _store(self, subject: str, body: bytes, *, event_id: str, headers: Mapping[str, str]) -> str:
-        head = {
-            "ce-specversion": "1.0",
-            "ce-type": "faas.event",
-            "ce-source": SOURCE,
-            **headers,
-            "ce-id": event_id,
-            "Nats-Msg-Id": f"{subject} {event_id}",  # a stream forgets repetitions over all of its subjects: the id alone would be another's
-        }
+    async def _store(self, subject: str, event: Outgoing) -> str:
+        """The stream that has it."""
         try:
-            message = await self._nats.request(subject, body, timeout=CONNECT_S + 2, headers=head)
+            message = await self._ask(subject, event.body, event.headers, wait_s=CONNECT_S + 2)
         except nats.errors.NoRespondersError:
             raise NoSuchFunction(
                 f"nothing takes {subject}: no function has a trigger for it; `faas functions` lists what there is"
             ) from None
-        except nats.errors.TimeoutError as error:
+        except TimeoutError as error:
             raise BusUnavailable(
                 f"{subject} was not acknowledged; it may be stored all the same, so send it again with the same id"
             ) from error
-        ack = msgspec.json.decode(message.data, type=_Ack)
+        try:
+            ack = msgspec.json.decode(message.data, type=_Ack)
+        except msgspec.DecodeError as error:
+            raise BusUnavailable(f"{subject} was answered by something that is no stream") from error
         if ack.error is not None:
             raise BusUnavailable(f"{subject} was refused: {ack.error.get('description', ack.error)}")
         return ack.stream
@@ -218,8 +175,10 @@ class Client:
                 return stored or (await queue.get())[1]
 
     async def _stored(self, ticket: Ticket) -> Reply | None:
-        subject = subjects.outcome(ticket.tenant, ticket.function, ticket.invocation)
-        message = await self._nats.request(f"$JS.API.DIRECT.GET.{subjects.OUTCOMES}.{subject}", b"", timeout=CONNECT_S)
+        try:
+            message = await self._ask(f"$JS.API.DIRECT.GET.{subjects.OUTCOMES}.{ticket.outcome_subject}", b"", {}, wait_s=CONNECT_S)
+        except nats.errors.NoRespondersError:
+            raise BusUnavailable(f"no stream {subjects.OUTCOMES} on this bus; is a node running?") from None
         headers = message.headers or {}
         return Reply(headers, message.data) if "Faas-Outcome" in headers else None
 
@@ -227,36 +186,37 @@ class Client:
         self, subject: str, data: object = None, *, id: str | None = None, headers: Mapping[str, str] | None = None, stored: bool = True
     ) -> Published:
         """Publish an event. `stored` waits until a stream has it; without it the event is core NATS, at most once."""
-        event_id = id or uuid.uuid4().hex
-        body, content = encode(data)
-        head = {**content, **(headers or {})}
+        return await self._publish(subject, outgoing(subject, data, headers or {}, id=id), stored=stored)
+
+    async def _publish(self, subject: str, event: Outgoing, *, stored: bool) -> Published:
+        if (problem := subjects.problem_with(subject)) is not None:
+            raise ConfigInvalid(f"{subject[:80]!r} cannot be published to: {problem}")
         if stored:
-            return Published(event_id, await self._store(subject, body, event_id=event_id, headers=head))
-        await self._nats.publish(
-            subject, body, headers={"ce-specversion": "1.0", "ce-type": "faas.event", "ce-source": SOURCE, **head, "ce-id": event_id}
-        )
-        await self._nats.flush(timeout=int(CONNECT_S))
-        return Published(event_id, "")
+            return Published(event.id, await self._store(subject, event))
+        check_size(subject, event.body, event.headers, limit_bytes=self._nats.max_payload)
+        try:
+            await self._nats.publish(subject, event.body, headers=dict(event.headers))
+            await self._nats.flush(timeout=int(CONNECT_S))
+        except nats.errors.Error as error:
+            raise BusUnavailable(f"the connection to the bus failed: {error}") from error
+        return Published(event.id, "")
 
     @asynccontextmanager
     async def publish_and_listen(
         self, subject: str, data: object = None, *, id: str | None = None, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[tuple[Published, AsyncIterator[tuple[Ticket, Reply]]]]:
         """Publish an event, and iterate over the outcomes of every durable function that it sets off, as they come."""
-        event_id = id or uuid.uuid4().hex
-        source = (headers or {}).get("ce-source", SOURCE)
-        durable: list[FunctionReport] = []
-        fleeting: list[FunctionReport] = []
+        event = outgoing(subject, data, headers or {}, id=id)
+        durable: dict[FunctionReport, None] = {}
+        fleeting: dict[FunctionReport, None] = {}
         for report in await self.functions():
             for trigger in report.triggers:
                 if report.state == "ready" and subjects.contains(trigger.subject, subject):
-                    (durable if trigger.delivery == "at-least-once" else fleeting).append(report)
-        tickets = [
-            Ticket(r.tenant, r.name, invocation_id(r.tenant, r.name, source=source, event_id=event_id)) for r in dict.fromkeys(durable)
-        ]
+                    (durable if trigger.delivery == "at-least-once" else fleeting)[report] = None
+        tickets = [event.ticket(report.tenant, report.name) for report in durable]
         async with self._listening(tickets) as queue:
-            published = await self.publish(subject, data, id=event_id, headers=headers, stored=bool(tickets) or not fleeting)
-            published.waiting, published.at_most_once = tickets, [r.name for r in fleeting]
+            published = await self._publish(subject, event, stored=bool(tickets) or not fleeting)
+            published.waiting, published.at_most_once = tickets, [report.name for report in fleeting]
             for ticket in tickets:  # the same event may have ended before it was published again
                 if (reply := await self._stored(ticket)) is not None:
                     queue.put_nowait((ticket, reply))
@@ -264,6 +224,7 @@ class Client:
 
     @asynccontextmanager
     async def _listening(self, tickets: Iterable[Ticket]) -> AsyncIterator[asyncio.Queue[tuple[Ticket, Reply]]]:
+        """Outcomes as they come; the dead letter of an event that could not be decoded counts as one, since nothing else will."""
         queue: asyncio.Queue[tuple[Ticket, Reply]] = asyncio.Queue()
         subscriptions = []
         for ticket in tickets:
@@ -271,23 +232,29 @@ class Client:
             async def take(message: Msg, ticket: Ticket = ticket) -> None:
                 queue.put_nowait((ticket, Reply(message.headers or {}, message.data)))
 
-            subject = subjects.outcome(ticket.tenant, ticket.function, ticket.invocation)
-            subscriptions.append(await self._nats.subscribe(subject, cb=take))
+            async def take_letter(message: Msg, ticket: Ticket = ticket) -> None:
+                head = message.headers or {}
+                if head.get("Faas-Reason") == "event_invalid" and head.get("Faas-Msg-Id") == ticket.message_id:
+                    queue.put_nowait((ticket, Reply.undecodable(head)))
+
+            subscriptions.append(await self._nats.subscribe(ticket.outcome_subject, cb=take))
+            subscriptions.append(await self._nats.subscribe(subjects.dead(ticket.tenant, ticket.function), cb=take_letter))
         try:
             if subscriptions:
                 await self._nats.jetstream().account_info()  # a fence: an answer of the server comes after its subscriptions
             yield queue
         finally:
             for subscription in subscriptions:
-                await subscription.unsubscribe()
+                with suppress(nats.errors.Error):
+                    await subscription.unsubscribe()
 
     async def functions(self) -> list[FunctionReport]:
         """Every function of every node, the invalid ones with what is wrong, by tenant and name."""
         found: dict[tuple[str, str], FunctionReport] = {}
         for node in await self._nodes():
             try:
-                message = await self._nats.request(subjects.node(node, "functions"), b"", timeout=QUESTION_S)
-            except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
+                message = await self._ask(subjects.node(node, "functions"), b"", {}, wait_s=QUESTION_S)
+            except (TimeoutError, nats.errors.NoRespondersError):
                 continue  # it stopped in this moment
             for report in msgspec.json.decode(message.data, type=list[FunctionReport]):
                 known = found.get((report.tenant, report.name))
@@ -337,15 +304,25 @@ async def connect(url: str | None = None, *, state: Path | str = ".faas") -> Asy
     """
     address = url or os.environ.get("FAAS_NATS") or _from_state(Path(state))
 
-    async def ignore(error: Exception) -> None:
-        """Errors come back from the calls that they concern."""
+    said: list[str] = []
 
+    async def note(error: Exception) -> None:
+        """Total, as nats-py wants it. Once connected, errors come back from the calls that they concern."""
+        said[:] = [str(error) or type(error).__name__]
+
+    client = NatsClient()
     try:
-        client = await nats.connect(
-            address, connect_timeout=int(CONNECT_S), max_reconnect_attempts=60, reconnect_time_wait=1, error_cb=ignore, allow_reconnect=True
-        )
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise BusUnavailable(f"no NATS at {address.rpartition('@')[2]}: {error or type(error).__name__}; is the node running?") from error
+        async with asyncio.timeout(CONNECT_S + 2):  # max_reconnect_attempts: nats-py counts those of a first connection too
+            await client.connect(address, connect_timeout=int(CONNECT_S), max_reconnect_attempts=1, reconnect_time_wait=0, error_cb=note)
+    except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+        with suppress(nats.errors.Error, OSError, TimeoutError, AssertionError):  # the last: of a client that got no further than the URL
+            async with asyncio.timeout(1):
+                await client.close()
+        why = said[0] if said else str(error) or type(error).__name__
+        raise BusUnavailable(
+            f"no NATS at {address.rpartition('@')[2]}: {why.removeprefix('nats: ').strip(chr(39))}; is the node running?"
+        ) from error
+    client.options |= {"max_reconnect_attempts": 60, "reconnect_time_wait": 1}
     try:
         yield Client(client)
     finally:
@@ -360,13 +337,11 @@ def _from_state(state: Path) -> str:
         raise ConfigInvalid(f"no node runs on the state folder {state}; start one with `faas up`, or give --nats URL") from None
 
 
-def encode(data: object) -> tuple[bytes, dict[str, str]]:
-    """A payload and the header that says what it is: bytes as they are, None as nothing, anything else as JSON."""
-    if data is None:
-        return b"", {}
-    if isinstance(data, bytes):
-        return data, {}
-    return msgspec.json.encode(data), {"Content-Type": "application/json"}
+def _check_name(function: str, tenant: str) -> None:
+    """Names that no function can have have no subject either."""
+    for what, name in (("function", function), ("tenant", tenant)):
+        if not _NAME.fullmatch(name):
+            raise NoSuchFunction(f"no {what} {name!r}: a name begins with a-z, then a-z, 0-9 and -; `faas functions` lists what there is")
 
 
 def _seconds(duration: str | float) -> float:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 HEIGHTS = {
-    0: "errors model subjects units identity processes version worker",
+    0: "errors model subjects units identity envelope processes version worker",
     1: "config telemetry",
     2: "scheduling budget bus gpu registry security environments",
     3: "pool accounting client",

@@ -17,21 +17,20 @@ from cyclopts import Parameter
 
 from faas import subjects
 from faas.cli.node import Addresses, settings_of, stop_at_signals
-from faas.cli.options import Folders, Json, print_json
-from faas.errors import ConfigInvalid
+from faas.cli.options import Folders, Json, console, print_json
+from faas.errors import ConfigInvalid, FaasError
 from faas.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from faas.client import Client, Reply
+    from faas.client import Client
     from faas.config import Config
+    from faas.envelope import Reply
     from faas.model import FunctionReport, FunctionVersion
 
 FIRST = "hello"
 RESULT_CHARACTERS = 60
-WIDTH = 160
-"""Of the table where it goes into a file or a pipe."""
 OUTCOME_S = 1800.0
 """The first event of a profile waits for its environment: minutes on a slow network."""
 
@@ -102,17 +101,24 @@ async def _run_all(url: str, settings: Config, only: str | None, *, say: Callabl
     from faas.environments.profile import load_profiles
     from faas.registry.spec import read_functions
 
-    sources = {function.spec.name: function for function in read_functions(settings.functions, load_profiles(settings.runtimes)[0])[0]}
+    sources = {function.key: function for function in read_functions(settings.functions, load_profiles(settings.runtimes)[0])[0]}
     rows = []
     async with connect(url) as client:
-        reports = [report for report in await client.functions() if only in (None, report.name)]
+        known = [r for r in await client.functions() if r.state == "invalid" or (r.tenant, r.name) in sources]  # others: of other nodes
+        reports = [report for report in known if only in (None, report.name)]
         if only is not None and not reports:
-            raise ConfigInvalid(f"no function {only} in {settings.functions}; there are: {', '.join(sorted(sources)) or 'none'}")
+            names = ", ".join(sorted({report.name for report in known}))
+            raise ConfigInvalid(f"no function {only} in {settings.functions}; there are: {names or 'none'}")
         for report in sorted(reports, key=lambda report: (report.name != FIRST, report.name)):
             if report.state == "invalid":
                 rows.append(Row(report.name, "invalid", "", report.error, {}, {}, ""))
                 continue
-            rows.append(await _run(client, report, sources[report.name]))
+            try:
+                rows.append(await _run(client, report, sources[report.tenant, report.name]))
+            except TimeoutError:
+                rows.append(Row(report.name, "none", "", f"no outcome within {format_duration(OUTCOME_S)}", {}, {}, ""))
+            except FaasError as error:
+                rows.append(Row(report.name, "none", error.code, str(error), {}, {}, ""))
             say(f"{report.name}: {rows[-1].outcome} {_short(rows[-1])}".rstrip())
     return rows
 
@@ -164,7 +170,6 @@ def _row(function: str, reply: Reply) -> Row:
 
 
 def _print_table(rows: list[Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -179,8 +184,7 @@ def _print_table(rows: list[Row]) -> None:
             else ["", "", ""]
         )
         table.add_row(row.function, row.outcome, row.phases.get("start", ""), *times, *used, _short(row))
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=WIDTH).print(table)
+    console().print(table)
 
 
 def _short(row: Row) -> str:

@@ -17,7 +17,7 @@ from faas.errors import ConfigInvalid
 from faas.units import Duration
 
 if TYPE_CHECKING:
-    from faas.client import Reply
+    from faas.envelope import Reply
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ async def _publish(subject: str, body: bytes, head: dict[str, str], *, id: str |
 
     wild = "*" in subject or ">" in subject
     if wild or (problem := problem_with(subject)):
-        raise ConfigInvalid(f"{subject!r} cannot be published to: {'it has a wildcard' if wild else problem}")
+        raise ConfigInvalid(f"{subject[:80]!r} cannot be published to: {'it has a wildcard' if wild else problem}")
     rows: list[Row] = []
     async with (
         connect(where.nats, state=where.state) as client,

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import Json, Where, print_json
+from faas.cli.options import Json, Where, console, print_json
 from faas.errors import NoSuchFunction
 from faas.model import FunctionReport
 
@@ -46,7 +46,6 @@ def _as_json(report: FunctionReport) -> dict[str, object]:
 
 
 def _print_table(reports: list[FunctionReport]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -55,13 +54,11 @@ def _print_table(reports: list[FunctionReport]) -> None:
     for report in reports:
         triggers = ", ".join(t.subject if t.delivery == "at-least-once" else f"{t.subject} (at most once)" for t in report.triggers)
         table.add_row(report.name, report.tenant, report.runtime, report.version, report.state, triggers)
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     for report in reports:
         if report.error:
-            console.print(f"{report.name}: {report.error}", highlight=False, markup=False)
+            out.print(f"{report.name}: {report.error}")
     missing = sorted({limit for report in reports for limit in report.not_enforced})
     if missing:
-        console.print(
-            f"not enforced on this machine (control groups are not writable): {', '.join(f'limits.{limit}' for limit in missing)}"
-        )
+        out.print(f"not enforced on this machine (control groups are not writable): {', '.join(f'limits.{limit}' for limit in missing)}")

@@ -76,6 +76,8 @@ def settings_of(folders: Folders, addresses: Addresses, *, state: Path, config: 
 
     file = config if config is not None else Path("faas.toml") if Path("faas.toml").exists() else None
     bus, pool, prices = load_file(file, os.environ)
+    if bus.replicas > 1 and not addresses.nats:
+        raise ConfigInvalid(f"bus.replicas: the embedded server is one, and {bus.replicas} need a cluster; give --nats URL, or leave it 1")
     return Config(
         functions=folders.functions or Path("functions"),
         runtimes=runtimes_folder(folders.runtimes),

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import mimetypes
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from faas.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 State = Annotated[Path, Parameter(name="--state", help="State folder of the node.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 Data = Annotated[str | None, Parameter(help="The payload: text, @FILE, or - for standard input.", allow_leading_hyphen=True)]
 
 DEFAULT_STATE = Path(".faas")
+WIDTH = 160
+"""Of a table where it goes into a file or a pipe."""
 
 
 @Parameter(name="*")
@@ -59,7 +65,7 @@ def payload(data: str | None) -> tuple[bytes, str]:
         except OSError as error:
             raise ConfigInvalid(f"{data[1:]} cannot be read: {error.strerror}") from error
         return body, mimetypes.guess_type(data[1:])[0] or "application/octet-stream"
-    return _guessed(data.encode())
+    return _guessed(os.fsencode(data))
 
 
 def _guessed(body: bytes) -> tuple[bytes, str]:
@@ -81,6 +87,14 @@ def headers(pairs: tuple[str, ...], content_type: str) -> dict[str, str]:
     if content_type and "content-type" not in {name.lower() for name in found}:
         found["Content-Type"] = content_type
     return found
+
+
+def console() -> Console:
+    """Where tables go. What functions are called and return is text, never markup; what is no terminal gets room for whole lines."""
+    from rich.console import Console
+
+    out = Console(markup=False, emoji=False, highlight=False)
+    return out if out.is_terminal else Console(markup=False, emoji=False, highlight=False, width=WIDTH)
 
 
 def print_json(value: object) -> None:

@@ -1,0 +1,169 @@
+"""What a caller puts around an event, and what it finds around an answer: identity, headers, results. Pure; knows no connection.
+
+The other end of `bus.cloudevents`: both work out the same identity, so that a caller knows the invocation before it exists.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from faas import subjects
+from faas.errors import ConfigInvalid, InvocationFailed, MessageTooLarge
+from faas.identity import invocation_id
+
+SOURCE = "/faas/client"
+TYPE = "faas.event"
+STRUCTURED = "application/cloudevents"
+ID_CHARACTERS = 1024
+HEAD_RESERVE_BYTES = 4096
+"""Below the server's limit: it cuts the connection of whoever sends a body that fits with headers that do not."""
+_HEADER_NAME = re.compile(r"[!-9;-~]+")  # printable ASCII but the colon
+_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+
+
+@dataclass(slots=True)
+class Reply:
+    """An outcome, or a synchronous answer: headers as received, body as bytes."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def outcome(self) -> str:
+        return self.headers.get("Faas-Outcome", "")
+
+    @property
+    def reason(self) -> str:
+        return self.headers.get("Faas-Reason", "")
+
+    @property
+    def result(self) -> Any:
+        """The handler's result: a JSON value, or bytes. Raises InvocationFailed for any other end."""
+        if self.outcome != "succeeded":
+            raise self.failure
+        kind = self.headers.get("Content-Type", "").partition(";")[0]
+        return msgspec.json.decode(self.body) if kind == "application/json" or kind.endswith("+json") else self.body
+
+    @property
+    def failure(self) -> InvocationFailed:
+        """This end as an exception."""
+        document: dict[str, Any] = {}
+        with suppress(msgspec.DecodeError):
+            document = msgspec.json.decode(self.body, type=dict[str, Any])
+        detail, traceback = str(document.get("detail", "")), str(document.get("traceback", ""))
+        return InvocationFailed(self.outcome, self.reason, detail=detail, traceback=traceback)
+
+    @classmethod
+    def undecodable(cls, letter: Mapping[str, str]) -> Reply:
+        """What stands in for an outcome where an event could not be decoded: its dead letter, which has no detail."""
+        detail = "the event cannot be decoded; the node's log says why"
+        return cls(letter, msgspec.json.encode({"code": letter.get("Faas-Reason", ""), "detail": detail}))
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A durable invocation that the bus has accepted. `message_id` is the `Nats-Msg-Id` of its event, which a dead letter repeats."""
+
+    tenant: str
+    function: str
+    invocation: str
+    message_id: str = ""
+
+    @property
+    def outcome_subject(self) -> str:
+        return subjects.outcome(self.tenant, self.function, self.invocation)
+
+
+@dataclass(slots=True)
+class Published:
+    """An event that was published. `waiting` are the durable invocations that it sets off; `at_most_once` functions leave no outcome."""
+
+    id: str
+    stream: str
+    waiting: list[Ticket] = field(default_factory=list)
+    at_most_once: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, frozen=True)
+class Outgoing:
+    """An event ready to be stored on one subject: its identity, and headers that say the same."""
+
+    id: str
+    source: str
+    message_id: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    def ticket(self, tenant: str, function: str) -> Ticket:
+        """The invocation that this event is for a function."""
+        identity = invocation_id(tenant, function, source=self.source, event_id=self.id)
+        return Ticket(tenant, function, identity, self.message_id)
+
+
+def outgoing(subject: str, data: object, headers: Mapping[str, str], *, id: str | None) -> Outgoing:
+    """The event that `data` is on `subject`. `id`, and `ce-id` and `ce-source` among the headers, name it; else it gets an id of its own.
+
+    Raises ConfigInvalid for headers and identities that could not travel.
+    """
+    body, head = encode(data, headers)
+    lower = {name.lower(): value for name, value in head.items()}
+    if lower.get("content-type", "").lower().startswith(STRUCTURED):
+        if id is not None:
+            raise ConfigInvalid("a structured CloudEvent brings its own id in its body; give it no other")
+        event_id, source = _inside(body)
+        kept = head
+    else:
+        event_id = id or unquote(lower.get("ce-id", "")) or uuid.uuid4().hex
+        source = unquote(lower.get("ce-source", "")) or SOURCE
+        ours = {"ce-specversion": "1.0", "ce-type": TYPE, "ce-source": quote(source, safe=_SAFE)}
+        kept = {name: value for name, value in ours.items() if name not in lower}
+        kept |= {name: value for name, value in head.items() if name.lower() != "ce-id"} | {"ce-id": quote(event_id, safe=_SAFE)}
+    if len(event_id) > ID_CHARACTERS or len(source) > ID_CHARACTERS:
+        raise ConfigInvalid(f"an event's id and source have {ID_CHARACTERS} characters at most")
+    # Of this subject: the bus drops what repeats an id within two minutes, and one id may go to several functions.
+    message_id = lower.get("nats-msg-id") or f"{subject} {quote(source, safe=_SAFE)} {quote(event_id, safe=_SAFE)}"
+    kept = {name: value for name, value in kept.items() if name.lower() != "nats-msg-id"} | {"Nats-Msg-Id": message_id}
+    return Outgoing(event_id, source, message_id, kept, body)
+
+
+def _inside(body: bytes) -> tuple[str, str]:
+    """(id, source) of a CloudEvent in JSON format."""
+    try:
+        document = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ConfigInvalid(f"the payload is no CloudEvent in JSON format: {error}") from error
+    event_id, source = document.get("id"), document.get("source")
+    if not isinstance(event_id, str) or not isinstance(source, str) or not event_id or not source:
+        raise ConfigInvalid("the payload is no CloudEvent in JSON format: it needs id and source")
+    return event_id, source
+
+
+def encode(data: object, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
+    """(body, headers): bytes as they are, None as nothing, anything else as JSON, said by `Content-Type` where nobody has. Raises ConfigInvalid."""
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or not (value.isprintable() or value.replace("\t", "").isprintable()):
+            raise ConfigInvalid(
+                f"the header {name!r} cannot travel: a name is printable ASCII without a colon, a value is one line of text"
+            )
+    if data is None:
+        return b"", dict(headers)
+    if isinstance(data, bytes):
+        return data, dict(headers)
+    given = {name.lower() for name in headers}
+    body = msgspec.json.encode(data)
+    return body, {**({} if "content-type" in given else {"Content-Type": "application/json"}), **headers}
+
+
+def check_size(subject: str, body: bytes, headers: Mapping[str, str], *, limit_bytes: int) -> None:
+    """Raises MessageTooLarge for what the server would answer by closing the connection. `limit_bytes` is its `max_payload`."""
+    size = len(body) + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+    if size > limit_bytes - HEAD_RESERVE_BYTES:
+        raise MessageTooLarge(subject, size_bytes=size, limit_bytes=limit_bytes - HEAD_RESERVE_BYTES)

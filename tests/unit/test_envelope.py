@@ -1,0 +1,105 @@
+"""What a caller puts around an event: the same identity that the node works out, and nothing that cannot travel."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from faas.bus.cloudevents import decode
+from faas.envelope import ID_CHARACTERS, SOURCE, Reply, check_size, outgoing
+from faas.errors import ConfigInvalid, InvocationFailed, MessageTooLarge
+from faas.identity import invocation_id
+from faas.model import EventInvalid
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=40)
+
+
+def as_the_node_sees_it(headers: dict[str, str], body: bytes) -> tuple[str, str]:
+    """(id, source) that the bus' own decoder finds."""
+    decoded = decode(headers, body, source="FAAS_EVENTS", event_id="1.2")
+    assert not isinstance(decoded, EventInvalid), decoded
+    return decoded[0].id, decoded[0].source
+
+
+@given(id=TEXT, source=TEXT)
+def test_the_node_finds_the_identity_that_the_caller_expects(id: str, source: str) -> None:
+    """Else a caller waits for the outcome of an invocation that never exists."""
+    event = outgoing("a.b", 1, {"CE-Source": quote(source, safe="")}, id=id)
+
+    assert as_the_node_sees_it(dict(event.headers), event.body) == (event.id, event.source) == (id, source)
+    assert event.ticket("t", "f").invocation == invocation_id("t", "f", source=source, event_id=id)
+    assert all(value.isprintable() for value in event.headers.values())
+
+
+def test_an_id_among_the_headers_names_the_event() -> None:
+    """`--header ce-id=` is as good as `--id`; the latter wins."""
+    assert outgoing("a", b"", {"Ce-Id": "x%20y"}, id=None).id == "x y"
+    assert outgoing("a", b"", {"ce-id": "x"}, id="z").id == "z"
+    assert [name for name in outgoing("a", b"", {"CE-ID": "x"}, id=None).headers if name.lower() == "ce-id"] == ["ce-id"]
+
+
+def test_a_structured_event_is_named_by_its_body() -> None:
+    """Headers of ours beside it would be another identity."""
+    document = {"specversion": "1.0", "id": "s1", "source": "bar", "type": "t", "data": 5}
+    event = outgoing("a", json.dumps(document).encode(), {"content-type": "application/cloudevents+json"}, id=None)
+
+    assert (event.id, event.source) == ("s1", "bar")
+    assert as_the_node_sees_it(dict(event.headers), event.body) == ("s1", "bar")
+
+
+def test_one_id_on_two_subjects_is_two_messages() -> None:
+    """A stream drops what repeats a message id within two minutes, whatever the subject."""
+    first, second = (outgoing(subject, b"", {}, id="order-17") for subject in ("faas.submit.default.a", "faas.submit.default.b"))
+
+    assert first.message_id != second.message_id
+    assert first.message_id == outgoing("faas.submit.default.a", b"", {}, id="order-17").message_id
+
+
+def test_without_an_id_every_event_is_another() -> None:
+    """Publishing twice is two events."""
+    first, second = outgoing("a", b"", {}, id=None), outgoing("a", b"", {}, id=None)
+
+    assert first.id != second.id
+    assert first.source == second.source == SOURCE
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "id"),
+    [
+        ({"a": "b\r\nNats-Msg-Id: c"}, b"", None),
+        ({"a\n": "b"}, b"", None),
+        ({"a:b": "c"}, b"", None),
+        ({"": "c"}, b"", None),
+        ({"a": "\udcff"}, b"", None),
+        ({}, b"", "x" * (ID_CHARACTERS + 1)),
+        ({"Content-Type": "application/cloudevents+json"}, b"{", None),
+        ({"Content-Type": "application/cloudevents+json"}, b'{"id": 1, "source": "s"}', None),
+        ({"Content-Type": "application/cloudevents+json"}, b'{"id": "1", "source": "s"}', "2"),
+    ],
+)
+def test_what_cannot_travel_is_refused_before_it_is_sent(headers: dict[str, str], body: bytes, id: str | None) -> None:
+    """A line break in a header is somebody else's header."""
+    with pytest.raises(ConfigInvalid):
+        outgoing("a", body, headers, id=id)
+
+
+def test_a_head_counts_against_the_limit() -> None:
+    """The server closes the connection over a body that fits with headers that do not."""
+    check_size("a", b"x" * 1000, {}, limit_bytes=5096)
+    with pytest.raises(MessageTooLarge):
+        check_size("a", b"x" * 1000, {"n": "v"}, limit_bytes=5096)
+
+
+def test_a_failure_keeps_what_was_said() -> None:
+    """Code, detail and traceback are the bus's words; a body that is none of ours hides nothing."""
+    problem = json.dumps({"code": "error", "detail": "no such picture", "traceback": "Traceback"}).encode()
+    with pytest.raises(InvocationFailed, match="failed: error: no such picture") as raised:
+        _ = Reply({"Faas-Outcome": "failed", "Faas-Reason": "error"}, problem).result
+
+    assert (raised.value.outcome, raised.value.code, raised.value.traceback) == ("failed", "error", "Traceback")
+    assert Reply({"Faas-Outcome": "failed", "Faas-Reason": "error"}, b"\xff").failure.code == "error"
+    assert Reply({"Faas-Outcome": "succeeded", "Content-Type": "application/json"}, b"[1]").result == [1]
