@@ -55,13 +55,18 @@ def format_duration(seconds: float) -> str:
     """The shortest of the forms that people write: 0.0123 -> "12.3ms", 2.5 -> "2.5s", 90 -> "1.5m"."""
     for unit, factor in (("d", 86400.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0)):
         if seconds >= factor:
-            return f"{seconds / factor:.3g}{unit}"
-    return f"{seconds * 1000:.3g}ms"
+            return f"{_short(seconds / factor)}{unit}"
+    return f"{_short(seconds * 1000)}ms"
 
 
 def format_size(size: float) -> str:
     """300_000_000 -> "286 MiB"."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size >= _SIZE_BYTES[unit]:
-            return f"{size / _SIZE_BYTES[unit]:.3g} {unit}"
+            return f"{_short(size / _SIZE_BYTES[unit])} {unit}"
     return f"{int(size)} B"
+
+
+def _short(number: float) -> str:
+    """Three digits, and never an exponent: 0.0123, 12.3, 1023."""
+    return f"{number:.0f}" if number >= 999.5 else f"{number:.3g}"

@@ -77,7 +77,7 @@ def read_functions(folder: Path, profiles: Mapping[str, RuntimeProfile]) -> tupl
 
 def _as_text(name: str) -> str:
     """A name that the disk has, as something that can be printed and sent: bytes that are no UTF-8 stand as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _read(entry: Path, profiles: Mapping[str, RuntimeProfile]) -> FunctionVersion | None:
@@ -153,6 +153,12 @@ def _parse(folder: str, text: bytes, profiles: Mapping[str, RuntimeProfile]) -> 
         table = parse_toml(text)
     except ValueError as error:
         raise SpecInvalid(file, "", str(error)) from error
+    return parse_spec(folder, table, profiles)
+
+
+def parse_spec(folder: str, table: Mapping[str, object], profiles: Mapping[str, RuntimeProfile]) -> FunctionSpec:
+    """What the table of a `function.toml` says, with the defaults filled in and capped. Raises SpecInvalid, which names file and key."""
+    file = f"{folder}/{SPEC_FILE}"
     _refuse_not_yet(file, table)
     try:
         spec = convert(table, FunctionSpec)
@@ -161,7 +167,7 @@ def _parse(folder: str, text: bytes, profiles: Mapping[str, RuntimeProfile]) -> 
     spec = msgspec.structs.replace(spec, name=spec.name or folder)
     profile = profiles.get(spec.runtime)
     if profile is None:
-        raise SpecInvalid(file, "runtime", f"no profile {spec.runtime!r}; there are: {', '.join(sorted(profiles)) or 'none'}")
+        raise SpecInvalid(file, "runtime", f"no profile {spec.runtime[:80]!r}; there are: {', '.join(sorted(profiles)) or 'none'}")
     _check(file, spec, profile, table=table)
     return _capped(spec, profile, table)
 

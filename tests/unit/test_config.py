@@ -83,6 +83,11 @@ def test_an_environment_variable_wins_over_the_file(tmp_path: Path) -> None:
         ("[bus\n", ("line 1",)),
         (b"\xff\xfe", ("UTF-8",)),
         ("bus = 1", ("bus",)),
+        ("a." * 1001 + "a = 1", ("dots",)),
+        ("a = " + "9" * 5000, ("digits",)),
+        ("a = " + "[" * 5000, ("nested",)),
+        ("[prices]\ngib_hour = inf", ("prices.gib_hour", "between 0")),
+        ('[bus]\nmax_bytes = "' + "9" * 400 + 'B"', ("bus.max_bytes", "count")),
     ],
 )
 def test_what_cannot_be_names_file_and_key(tmp_path: Path, text: str | bytes, words: tuple[str, ...]) -> None:
@@ -99,6 +104,16 @@ def test_a_wrong_variable_is_named_as_such() -> None:
     """Not as a file that nobody wrote."""
     with pytest.raises(ConfigInvalid, match="FAAS_BUS__ACK_WAIT"):
         load_file(None, {"FAAS_BUS__ACK_WAIT": "soon"})
+    with pytest.raises(ConfigInvalid, match="FAAS_POOL__SLOT: unknown key; did you mean slots"):
+        load_file(None, {"FAAS_POOL__SLOT": "1"})
+
+
+def test_a_variable_is_read_by_the_type_of_its_key() -> None:
+    """A version that looks like a date or a number is text all the same."""
+    environ = {"FAAS_PRICES__VERSION": "2026-11-01", "FAAS_PRICES__GPU_HOUR": "{ H200 = 4 }", "FAAS_PRICES__BILL_LOADING": "true"}
+    _, _, prices = load_file(None, environ)
+
+    assert (prices.version, prices.gpu_hour, prices.bill_loading) == ("2026-11-01", {"H200": 4.0}, True)
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
@@ -107,7 +122,7 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         load_file(tmp_path / "none.toml", {})
 
 
-@pytest.mark.parametrize("text", ["", "4222", ":1", "host", "host:", "host:70000", "host:-1", "host:x"])
+@pytest.mark.parametrize("text", ["", "4222", ":1", "host", "host:", "host:70000", "host:-1", "host:x", "host:²", "::1", "a b:1"])
 def test_an_address_that_is_none_is_refused(text: str) -> None:
     """With the option's name."""
     with pytest.raises(ConfigInvalid, match="--bus"):

@@ -6,13 +6,14 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from faas.errors import SpecInvalid
 from faas.model import FunctionReport, FunctionVersion, ProfileLimits, RuntimeProfile
-from faas.registry.spec import read_functions
+from faas.registry.spec import parse_spec, read_functions
 from faas.units import Size
 
 HANDLER = "def handle(event, ctx):\n    return event\n"
@@ -135,6 +136,18 @@ publish = "images.thumbnails"
         ('[output]\npublish = "a.*"', "output.publish", "wildcard"),
         ('[output]\npublish = "faas.outcome.x"', "output.publish", "belong"),
         ("tags = { a = 1 }", "tags", "must be text"),
+        ("tags = 1", "tags", "a table"),
+        ("limits = []", "limits", "a table"),
+        ('[trigger]\nsubject = "a"', "trigger", "a list"),
+        ("handler = 1979-05-27", "handler", "must be text, and is a date"),
+        ('[limits]\nmemory = "' + "9" * 400 + 'GiB"', "limits.memory", "count"),
+        ("[limits]\ncpus = nan", "limits.cpus", "above 0"),
+        ("[limits]\ncpus = inf", "limits.cpus", "profile standard"),
+        ('[[trigger]]\nsubject = "' + "a" * 300 + '"', "trigger[0].subject", "255 characters"),
+        ('"a\\nb" = 1', "'a\\nb'", "unknown key"),
+        ('"" = 1', "''", "unknown key"),
+        ("a = " + "9" * 5000, "", "digits"),
+        ("[scale]\nweight = true", "scale.weight", "not supported yet"),
     ],
 )
 def test_what_cannot_be_names_file_key_and_what_would_be_right(tmp_path: Path, spec: str, key: str, word: str) -> None:
@@ -223,6 +236,10 @@ def test_reading_imports_nothing(tmp_path: Path) -> None:
         "def make():\n    return lambda event: 1\nModel = make()\n",
         "from json import dumps as Model\n",
         "def Model(event):\n    def inner():\n        yield 1\n    return list(inner())\n",
+        "from base import Base\nclass Model(Base):\n    pass\n",
+        "class Model:\n    handle = print\n",
+        "try:\n    import nosuch\nexcept ImportError:\n    def Model(event):\n        return 1\n",
+        "if 1:\n    pass\n" + "elif 1:\n    pass\n" * 2500 + "def Model(event):\n    return 1\n",
     ],
 )
 def test_a_handler_may_be_a_class_or_come_from_anywhere(tmp_path: Path, handler: str) -> None:
@@ -278,6 +295,19 @@ def test_what_is_no_function_folder_is_refused_or_left_alone(tmp_path: Path) -> 
     assert all(report.error for report in invalid)
 
 
+def test_names_that_are_no_text_are_told_as_text(tmp_path: Path) -> None:
+    """A report is printed and sent as JSON; one odd name must not take the others with it."""
+    folder(tmp_path, "good")
+    with open(os.path.join(os.fsencode(folder(tmp_path, "odd")), b"\xff.txt"), "w"):
+        pass
+    os.mkdir(os.path.join(os.fsencode(tmp_path), b"\xfe"))
+    functions, invalid = read(tmp_path)
+
+    assert [function.spec.name for function in functions] == ["good"]
+    assert b"xff.txt" in msgspec.json.encode(invalid)
+    assert len(invalid) == 2
+
+
 def test_a_folder_that_cannot_be_read_is_an_error_that_says_what_to_type(tmp_path: Path) -> None:
     """The commonest mistake at the first start."""
     with pytest.raises(SpecInvalid, match="--functions"):
@@ -311,3 +341,39 @@ def test_no_content_makes_reading_raise(tmp_path: Path, spec: str | bytes, handl
     functions, invalid = read(tmp_path)
 
     assert len(functions) + len(invalid) == 1
+
+
+KEYS = st.sampled_from(
+    ["name", "handler", "runtime", "tenant", "tags", "trigger", "gpu", "limits", "retry", "scale", "output", "budget", "x"]
+)
+INNER = st.sampled_from(
+    ["subject", "count", "optional", "timeout", "memory", "cpus", "pids", "on", "max_attempts", "min_warm", "weight", "publish"]
+)
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=12),
+    st.sampled_from(["30s", "9" * 310 + "d", "0B", "a.>", "handler:handle"]),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(INNER | st.text(max_size=3), inner, max_size=3)),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(table=st.dictionaries(KEYS, VALUES, max_size=4))
+def test_no_table_makes_reading_raise(table: dict[str, object]) -> None:
+    """Known keys with any value at all: an error that names the file in one line, or a function with a name that can be a subject."""
+    said = ""
+    try:
+        spec = parse_spec("fn", table, PROFILES)
+    except SpecInvalid as error:
+        said = str(error)
+    else:
+        said = f"fn/function.toml: {spec.name}"
+
+    assert said.startswith("fn/function.toml: ")
+    assert "\n" not in said

@@ -55,6 +55,7 @@ def test_durations_and_sizes_are_printed_short() -> None:
     """For tables."""
     assert [format_duration(s) for s in (0.0123, 2.5, 90)] == ["12.3ms", "2.5s", "1.5m"]
     assert [format_size(b) for b in (10, 65_536, 300_000_000)] == ["10 B", "64 KiB", "286 MiB"]
+    assert (format_size(1_044_480), format_duration(2000 * 86_400)) == ("1020 KiB", "2000d")
 
 
 @given(wide=SUBJECT, narrow=SUBJECT, concrete=CONCRETE)
