@@ -140,7 +140,8 @@ def _invoke(handler: loader.Handler, loaded: wire.Load, message: wire.Invoke) ->
         try:
             event = handler.decode(message)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            return failed("payload_invalid", _sentence(error, named=False))
+            detail = _sentence(error, named=False) if message.data else "the payload is empty, and the function takes one - at `$`"
+        return failed("payload_invalid", detail)
         context = _context(loaded, message)
         usage.began_ns = time.monotonic_ns()  # the execution clock; what came before was not the author's
         result = handler.call(event, context)
