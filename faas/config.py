@@ -181,17 +181,17 @@ class KeyInvalid(Exception):
 def parse_toml(data: bytes) -> dict[str, object]:
     """A TOML document. Raises ValueError with what is wrong, and at which line where TOML tells."""
     if max((line.count(b".") for line in data.splitlines()), default=0) > LINE_DOTS:
-        raise ValueError(f"no TOML that anyone would write: a line has more than {LINE_DOTS} dots")
+        raise ValueError(f"is no TOML that anyone would write: a line has more than {LINE_DOTS} dots")
     try:
         return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"is no UTF-8 text: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
-        raise ValueError("no TOML: nested too deeply") from error
+        raise ValueError("is no TOML: nested too deeply") from error
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"no TOML: {error}") from error
+        raise ValueError(f"is no TOML: {error}") from error
     except ValueError as error:
-        raise ValueError("no TOML: a number has more digits than can be read") from error
+        raise ValueError("is no TOML: a number has more digits than can be read") from error
 
 
 def convert(table: Mapping[str, object], root: type[T]) -> T:

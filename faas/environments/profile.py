@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from faas.config import parse_toml
 from faas.errors import SpecInvalid
 from faas.model import NAME_PATTERN, ProfileLimits, ProfilePool, RuntimeProfile
 from faas.units import decode_unit
@@ -89,11 +89,9 @@ def _read_table(path: Path, file: str) -> dict[str, object]:
             raise SpecInvalid(file, "", "is missing or no regular file; an empty one is a valid profile")
         if path.stat().st_size > PROFILE_LIMIT_BYTES:
             raise SpecInvalid(file, "", f"is above {PROFILE_LIMIT_BYTES} bytes")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecInvalid(file, "", f"is no TOML: {error}") from error
-    except RecursionError as error:
-        raise SpecInvalid(file, "", "is nested too deeply") from error
+        return parse_toml(path.read_bytes())
+    except ValueError as error:
+        raise SpecInvalid(file, "", str(error)) from error
     except OSError as error:
         raise SpecInvalid(file, "", f"cannot be read: {error.strerror}") from error
 
