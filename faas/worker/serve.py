@@ -141,7 +141,7 @@ def _invoke(handler: loader.Handler, loaded: wire.Load, message: wire.Invoke) ->
             event = handler.decode(message)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
             detail = _sentence(error, named=False) if message.data else "the payload is empty, and the function takes one - at `$`"
-        return failed("payload_invalid", detail)
+            return failed("payload_invalid", detail)
         context = _context(loaded, message)
         usage.began_ns = time.monotonic_ns()  # the execution clock; what came before was not the author's
         result = handler.call(event, context)
