@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Literal
 
 import msgspec
 
@@ -48,6 +49,22 @@ class Attempted:
     drained: bool
 
 
+@dataclass(slots=True)
+class _Use:
+    """In what the record of an attempt and that of its load differ."""
+
+    kind: Literal["attempt", "load"]
+    record_id: str
+    billable: bool
+    ended_at: float
+    cpu_us: int
+    memory_peak_bytes: int
+    cost_nanousd: int
+    run_us: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
 class Billing:
     """Makes usage records at the prices of one table."""
 
@@ -57,15 +74,49 @@ class Billing:
     def record(self, attempted: Attempted) -> bytes:
         """The encoded record of the attempt. Its cost never exceeds what its timeout, CPUs and memory reserve."""
         meter, ended, invocation = attempted.meter, attempted.ended, attempted.invocation
-        memory_byte_us = meter.memory_peak_bytes * meter.run_us
         reserved = self._prices.reserved_nanousd(timeout_s=invocation.timeout_s, cpus=attempted.cpus, memory_bytes=attempted.memory_bytes)
-        cost = min(reserved, self._prices.cost_nanousd(cpu_us=meter.cpu_us, memory_byte_us=memory_byte_us))
-        spec, phases = invocation.function.spec, attempted.phases
+        cost = self._prices.cost_nanousd(cpu_us=meter.cpu_us, memory_byte_us=meter.memory_peak_bytes * meter.run_us)
+        use = _Use(
+            kind="attempt",
+            record_id=f"{invocation.id}.{attempted.number}",
+            billable=not attempted.drained,
+            ended_at=meter.ended_at,
+            run_us=meter.run_us,
+            cpu_us=meter.cpu_us,
+            memory_peak_bytes=meter.memory_peak_bytes,
+            bytes_in=len(invocation.event.data),
+            bytes_out=len(ended.body),
+            cost_nanousd=min(cost, reserved),
+        )
+        return self._encoded(attempted, ended, use)
+
+    def load_record(self, attempted: Attempted) -> bytes | None:
+        """The encoded record of the load, if there was one.
+
+        A record of its own, which costs only where `bill_loading` says so: a cold start is never dearer than a warm one.
+        """
+        loaded, meter = attempted.loaded, attempted.meter
+        if loaded is None:
+            return None
+        use = _Use(
+            kind="load",
+            record_id=f"{attempted.invocation.id}.{attempted.number}.load",
+            billable=self._bill_loading,
+            ended_at=meter.loaded_at,
+            cpu_us=meter.load_cpu_us,
+            memory_peak_bytes=meter.load_memory_peak_bytes,
+            cost_nanousd=self._prices.cost_nanousd(cpu_us=meter.load_cpu_us, memory_byte_us=0) if self._bill_loading else 0,
+        )
+        return self._encoded(attempted, loaded, use)
+
+    def _encoded(self, attempted: Attempted, ended: Ended, use: _Use) -> bytes:
+        invocation, phases = attempted.invocation, attempted.phases
+        spec = invocation.function.spec
         return _encode(
             UsageRecord(
-                record_id=f"{invocation.id}.{attempted.number}",
-                kind="attempt",
-                billable=not attempted.drained,
+                record_id=use.record_id,
+                kind=use.kind,
+                billable=use.billable,
                 invocation_id=invocation.id,
                 attempt=attempted.number,
                 tenant=spec.tenant,
@@ -76,59 +127,18 @@ class Billing:
                 node=self._node,
                 outcome=ended.outcome,
                 reason=ended.reason,
-                started_at=_rfc3339(meter.started_at),
-                ended_at=_rfc3339(meter.ended_at),
+                started_at=_rfc3339(attempted.meter.started_at),
+                ended_at=_rfc3339(use.ended_at),
                 start=phases.start,
                 queue_us=phases.queue_us,
                 load_us=phases.load_us,
-                run_us=phases.run_us,
-                cpu_us=meter.cpu_us,
-                memory_peak_bytes=meter.memory_peak_bytes,
-                memory_byte_us=memory_byte_us,
-                bytes_in=len(invocation.event.data),
-                bytes_out=len(ended.body),
-                cost_nanousd=cost,
-                price_version=self._prices.version,
-            )
-        )
-
-    def load_record(self, attempted: Attempted) -> bytes | None:
-        """The encoded record of the load, if there was one.
-
-        A record of its own, which costs only where `bill_loading` says so: a cold start is never dearer than a warm one.
-        """
-        loaded, meter, invocation = attempted.loaded, attempted.meter, attempted.invocation
-        if loaded is None:
-            return None
-        spec, phases = invocation.function.spec, attempted.phases
-        cost = self._prices.cost_nanousd(cpu_us=meter.load_cpu_us, memory_byte_us=0) if self._bill_loading else 0
-        return _encode(
-            UsageRecord(
-                record_id=f"{invocation.id}.{attempted.number}.load",
-                kind="load",
-                billable=self._bill_loading,
-                invocation_id=invocation.id,
-                attempt=attempted.number,
-                tenant=spec.tenant,
-                function=spec.name,
-                version=invocation.function.version,
-                environment=attempted.environment.digest,
-                tags=spec.tags,
-                node=self._node,
-                outcome=loaded.outcome,
-                reason=loaded.reason,
-                started_at=_rfc3339(meter.started_at),
-                ended_at=_rfc3339(meter.loaded_at),
-                start=phases.start,
-                queue_us=phases.queue_us,
-                load_us=phases.load_us,
-                run_us=0,
-                cpu_us=meter.load_cpu_us,
-                memory_peak_bytes=meter.load_memory_peak_bytes,
-                memory_byte_us=0,
-                bytes_in=0,
-                bytes_out=0,
-                cost_nanousd=cost,
+                run_us=use.run_us,
+                cpu_us=use.cpu_us,
+                memory_peak_bytes=use.memory_peak_bytes,
+                memory_byte_us=use.memory_peak_bytes * use.run_us,
+                bytes_in=use.bytes_in,
+                bytes_out=use.bytes_out,
+                cost_nanousd=use.cost_nanousd,
                 price_version=self._prices.version,
             )
         )
