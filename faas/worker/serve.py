@@ -75,6 +75,7 @@ def _cpu_ns() -> int:
 
 def serve(peer: Peer, directory: str) -> None:
     """Wait to be loaded, then run what comes, until the node closes or says so."""
+    own = os.getpid()
     handler: loader.Handler | None = None
     loaded: wire.Load | None = None
     while (messages := peer.receive_some()) is not None:
@@ -92,6 +93,8 @@ def serve(peer: Peer, directory: str) -> None:
             else:
                 raise wire.WireError(f"{type(message).__name__} out of turn")
             _flush()
+            if os.getpid() != own:
+                os._exit(0)  # a child that the handler forked and let return: the answer is its parent's to give
             peer.send(answer)
             if handler is None:
                 return

@@ -379,3 +379,13 @@ async def test_signals_to_the_zygote_end_its_sandbox_and_nothing_else(backend: B
     assert not sandbox.alive
     assert other.alive
     other.kill()
+
+
+async def test_a_child_that_returns_from_the_handler_too_does_not_answer(make: Make) -> None:
+    """`os.fork` without an exit in the child: one answer, and the worker goes on."""
+    worker = await make(
+        "import os\ndef handle(event):\n    child = os.fork()\n    if child:\n        os.waitpid(child, 0)\n    return 'parent' if child else 'child'\n"
+    )
+    answers = [await worker.invoke(invoke_message()) for _ in range(3)]
+
+    assert [getattr(answer, "body", answer) for answer in answers] == [b'"parent"'] * 3
