@@ -22,7 +22,7 @@ import structlog
 from faas.accounting.records import UsageRecords
 from faas.bus.cloudevents import decode
 from faas.bus.connection import Message, NoStream
-from faas.bus.outcomes import Outcomes, StoredAttempts, StoredOutcome, event_id_header
+from faas.bus.outcomes import Outcomes, StoredAttempts, StoredOutcome, event_id_header, latest_records
 from faas.bus.pull import Delivery
 from faas.errors import BusUnavailable, StoreRefused
 from faas.identity import invocation_id, random_invocation_id
@@ -147,7 +147,7 @@ class Dispatcher:
 
     async def _settle(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, *, tried: StoredAttempts) -> StoredOutcome:
         """Publish `[output]`, then the outcome under its guard; where another was stored first, that one holds."""
-        records = tried.records if attempt.record is None else (*tried.records, attempt.record)
+        records = latest_records(tried.records if attempt.record is None else (*tried.records, attempt.record))
         outcome = self._fitting(_outcome(invocation, attempt), records)
         await self._insist(delivery, lambda: self._emit(invocation, outcome))
         if attempt.load_record is not None:

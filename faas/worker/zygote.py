@@ -57,6 +57,7 @@ def main() -> None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     template = os.fork()
     if template == 0:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # before anything is imported: that may take minutes
         _live(lambda: _template(boot, isolated))
     while os.wait()[0] != template:  # without namespaces the orphans of sandboxes come here too
         pass
@@ -85,6 +86,7 @@ def _stays_forkable(statement: str) -> bool:
     """Whether a process that has run it could still fork, tried in a child: a thread or a CUDA context cannot be taken back."""
     child = os.fork()
     if child == 0:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         _live(lambda: _try_warm_up(statement))
     return os.waitpid(child, 0)[1] == 0
 
