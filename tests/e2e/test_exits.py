@@ -357,3 +357,18 @@ async def test_the_micro_service_counts_what_it_answered(node: Node) -> None:
     await node.client.request(f"faas.node.{node.info['node']}.functions", b"", timeout=5)
 
     assert await counted() == (requests + 2, errors + 1)
+
+
+async def test_a_head_that_no_stream_takes_is_a_result_too_large(node: Node) -> None:
+    """Published as it is it would be refused, and the handler run again, for ever."""
+    message = await node.event("exits.longhead", b"1", id="long-head")
+
+    assert end(message) == ("failed", "result_too_large")
+
+
+async def test_base64_that_is_none_is_rejected(node: Node) -> None:
+    """Letters beyond ASCII are no base64 either, and must not go round as an error of ours."""
+    body = '{"specversion":"1.0","id":"x","source":"s","type":"t","data_base64":"\u00e9"}'.encode()
+    message = await node.request("double", body, headers={"Content-Type": "application/cloudevents+json"})
+
+    assert end(message) == ("rejected", "event_invalid")

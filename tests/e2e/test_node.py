@@ -78,6 +78,12 @@ async def test_node_json_is_its_owners_alone_and_goes_with_a_clean_stop(tmp_path
     assert not file.exists()
 
 
+async def test_a_state_folder_may_have_any_letters(tmp_path: Path) -> None:
+    """As home folders do."""
+    async with echoing(tmp_path / "caf\u00e9") as node:
+        assert (await node.request("echo", b"1")).data == b"1"
+
+
 async def test_health_and_readiness_are_told_over_http(tmp_path: Path) -> None:
     """For whoever restarts nodes, and whoever sends them work."""
     async with echoing(tmp_path) as node:
