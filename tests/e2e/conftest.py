@@ -64,6 +64,8 @@ FUNCTIONS: dict[str, tuple[str, str]] = {
         "import os\ndef handle(event):\n    for fd in range(3, 64):\n        try:\n            os.write(fd, b'\\xff' * 64)\n        except OSError:\n            pass\n    return 1\n",
         '[[trigger]]\nsubject = "exits.garbage"\n[retry]\nmax_attempts = 1\n',
     ),
+    "left": ("def handle(event: int):\n    return event + 1\n", '[[trigger]]\nsubject = "exits.both"\n'),
+    "right": ("def handle(event: int):\n    return event - 1\n", '[[trigger]]\nsubject = "exits.both"\n'),
     "longhead": (
         "import faas\ndef handle(event):\n    return faas.Result(b'x', content_type='a' * 40_000)\n",
         '[[trigger]]\nsubject = "exits.longhead"\n',
