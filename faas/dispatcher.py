@@ -19,14 +19,14 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from faas import admission
 from faas.accounting.records import UsageRecords
-from faas.bus.cloudevents import decode
 from faas.bus.connection import Message, NoStream
 from faas.bus.outcomes import Outcomes, StoredAttempts, StoredOutcome, event_id_header, latest_records
 from faas.bus.pull import Delivery
 from faas.errors import BusUnavailable, StoreRefused
-from faas.identity import invocation_id, random_invocation_id
-from faas.model import Control, Ended, Event, EventInvalid, FunctionVersion, Invocation, Outcome, Phases
+from faas.identity import invocation_id
+from faas.model import Ended, EventInvalid, FunctionVersion, Invocation, Outcome, Phases
 from faas.pool.attempt import Attempt, Attempts
 from faas.pool.lease import Draining
 from faas.scheduling import retry
@@ -38,11 +38,11 @@ T = TypeVar("T")
 OUTPUT_TRIES = 20
 """So often a result is offered to a stream of somebody else that refuses it, as a full one does; then the outcome goes on without it."""
 
-SYNCHRONOUS_WAIT_S = 60.0
-"""A synchronous call without a deadline is `expired` after so long without a start."""
-
 REDELIVERED_SOON_S = 1.0
 """After so long a delivery comes again whose attempt another node recorded first."""
+
+LAST_START_S = 1.0
+"""A back-off is cut so far before the moment after which the invocation is no longer started: its last attempt can then still begin."""
 
 BUS_RETRY_S = 0.25
 """Between two tries to write an end; a try on a bus that is away takes its own timeout first."""
@@ -67,7 +67,7 @@ class Dispatcher:
 
     async def handle(self, delivery: Delivery, function: FunctionVersion, on_leased: Callable[[], None]) -> None:
         """Take one stored event to its one stored outcome. The acknowledgement is last: until then a crash means redelivery."""
-        invocation = self._admit(delivery, function)
+        invocation = admission.of_delivery(delivery, function)
         if isinstance(invocation, EventInvalid):
             await self._refuse(delivery, function, invocation)
             return
@@ -86,29 +86,6 @@ class Dispatcher:
                     return
                 outcome = await self._settle(delivery, invocation, attempt, tried=tried)
             await self._conclude(delivery, invocation, outcome)
-
-    def _admit(self, delivery: Delivery, function: FunctionVersion) -> Invocation | EventInvalid:
-        """The invocation that a stored event is for this function: the same id on any node, at any time."""
-        decoded = decode(
-            delivery.headers,
-            delivery.data,
-            source=delivery.stream,
-            event_id=f"{delivery.sequence}.{delivery.stored_at_ns}",
-        )
-        if isinstance(decoded, EventInvalid):
-            return decoded
-        event, control = decoded
-        spec = function.spec
-        age_s = max(0.0, time.time() - delivery.stored_at)
-        return _invocation(
-            invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id),
-            function,
-            event,
-            control=control,
-            age_s=age_s,
-            patience_s=spec.limits.queue_timeout_s,
-            first=delivery.num_delivered == 1,
-        )
 
     async def _history(self, delivery: Delivery, invocation: Invocation) -> tuple[StoredOutcome | None, StoredAttempts]:
         """What is stored of an invocation already. An event whose id is its place in the stream cannot have been seen before its first delivery."""
@@ -133,6 +110,8 @@ class Dispatcher:
     async def _try_again(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, *, tried: StoredAttempts) -> bool:
         """Give the delivery back where another attempt is due: its record is stored first, since a `nak` carries no state."""
         delay_s = 0.0 if attempt.drained else self._delay_s(invocation, attempt)
+        if delay_s is not None:  # waited longer than it may be started, it would only expire
+            delay_s = min(delay_s, max(0.0, invocation.start_by_monotonic - time.monotonic() - LAST_START_S))
         if delay_s is None or attempt.record is None:
             return False
         records = (*tried.records, attempt.record)
@@ -242,17 +221,10 @@ class Dispatcher:
 
         Returns the reason of its end, "" for a success.
         """
-        random_id = random_invocation_id()
-        decoded = decode(message.headers, message.data, source="", event_id=random_id)
-        if isinstance(decoded, EventInvalid):
-            refused = Attempt(Ended(reason="event_invalid", detail=decoded.detail), Phases())
-            invocation = _invocation(random_id, function, _no_event(random_id), control=Control(), age_s=0.0, patience_s=SYNCHRONOUS_WAIT_S)
-            return await self._reply(reply_to, invocation, refused)
-        event, control = decoded
-        patience_s: float = function.spec.limits.queue_timeout_s
-        if reply_to and control.deadline_at is None:
-            patience_s = min(patience_s, SYNCHRONOUS_WAIT_S)
-        invocation = _invocation(random_id, function, event, control=control, age_s=0.0, patience_s=patience_s)
+        invocation = admission.of_message(message, function, answered=bool(reply_to))
+        if isinstance(invocation, EventInvalid):
+            refused = Attempt(Ended(reason="event_invalid", detail=invocation.detail), Phases())
+            return await self._reply(reply_to, admission.without_event(function), refused)
         attempt = await self._attempts.run(invocation)
         while reply_to and not attempt.drained and (delay_s := self._delay_s(invocation, attempt)) is not None:
             if time.monotonic() + delay_s >= invocation.start_by_monotonic:
@@ -310,38 +282,6 @@ class Dispatcher:
                 await asyncio.sleep(BUS_RETRY_S)
             else:
                 return
-
-
-def _invocation(
-    id: str,
-    function: FunctionVersion,
-    event: Event,
-    *,
-    control: Control,
-    age_s: float,
-    patience_s: float,
-    first: bool = True,
-) -> Invocation:
-    """Put the wall-clock moments of an event onto this node's monotonic clock, once: a clock that is set later changes nothing."""
-    now = time.monotonic()
-    start_by, deadline = now - age_s + patience_s, float("inf")
-    if control.deadline_at is not None:
-        deadline = now + control.deadline_at - time.time()
-    return Invocation(
-        id=id,
-        function=function,
-        event=event,
-        control=control,
-        received_monotonic=now,
-        waited_us=round(age_s * 1e6) if first else 0,
-        start_by_monotonic=min(start_by, deadline),
-        late_reason="deadline" if deadline < start_by else "queue_timeout",
-        deadline_monotonic=deadline,
-    )
-
-
-def _no_event(event_id: str) -> Event:
-    return Event(id=event_id, source="", type="", subject="", time="", datacontenttype="", dataschema="", extensions={}, data=b"")
 
 
 def _outcome(invocation: Invocation, attempt: Attempt) -> Outcome:

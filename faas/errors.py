@@ -5,10 +5,9 @@ Refusals that are expected (an event too old, a payload that does not fit) are v
 
 
 class FaasError(Exception):
-    """Root of the tree. `code` is what other programs see and never changes; `retryable` says whether the same act may succeed later."""
+    """Root of the tree. `code` is what other programs see and never changes."""
 
     code = "error"
-    retryable = False
 
 
 class ConfigInvalid(FaasError):
@@ -37,7 +36,6 @@ class BusUnavailable(FaasError):
     """The bus did not take or answer something in time, or the connection is down."""
 
     code = "bus_unavailable"
-    retryable = True
 
 
 class StoreRefused(BusUnavailable):
@@ -88,7 +86,6 @@ class ColdStartFailed(FaasError):
     """A template, sandbox or worker exited or fell silent before it was ready."""
 
     code = "cold_start_failed"
-    retryable = True
 
     def __init__(self, what: str, *, after_s: float, last_output: str) -> None:
         super().__init__(f"{what}: not ready after {after_s:.1f} s; last output {last_output!r}")
@@ -99,7 +96,6 @@ class WorkerLost(FaasError):
     """A worker's process ended, or its connection closed, while it owed an answer. `exit` says how, in words, as far as it is known."""
 
     code = "worker_lost"
-    retryable = True
 
     def __init__(self, worker: str, exit: str, *, oom: bool = False) -> None:
         super().__init__(f"worker {worker}: {exit}")

@@ -29,7 +29,10 @@ from faas.pool.pool import WorkerPool
 log = structlog.get_logger()
 
 ANSWERS_WAITING = 1000
-"""Synchronous and at-most-once events of one function that wait on this node; beyond, they are refused or dropped."""
+"""Synchronous events of one function that wait on this node, and as many at-most-once ones; beyond, they are refused or dropped.
+
+Counted apart: a flood of what nobody waits for must not turn away a caller who does.
+"""
 
 GIVEN_BACK_S = 1.0
 """After so long a delivery comes again whose end could not be written."""
@@ -51,6 +54,7 @@ class _Inlet:
     subscriptions: list[Subscription] = field(default_factory=list)
     unstarted: set[Delivery] = field(default_factory=set)
     answering: int = 0
+    taking: int = 0
     endpoint: Endpoint | None = None
 
 
@@ -132,10 +136,10 @@ class Intake:
         self._start(self._answer(inlet, message, message.reply))
 
     def _take(self, inlet: _Inlet, message: Message) -> None:
-        if inlet.answering >= ANSWERS_WAITING:
+        if inlet.taking >= ANSWERS_WAITING:
             log.warning("event.dropped", function=inlet.function.spec.name, subject=message.subject, delivery="at-most-once")
             return
-        inlet.answering += 1
+        inlet.taking += 1
         self._start(self._answer(inlet, message, ""))
 
     async def _answer(self, inlet: _Inlet, message: Message, reply_to: str) -> None:
@@ -146,7 +150,10 @@ class Intake:
         except Draining:
             unanswered = _UNAVAILABLE
         finally:
-            inlet.answering -= 1
+            if reply_to:
+                inlet.answering -= 1
+            else:
+                inlet.taking -= 1
             if inlet.endpoint is not None and reply_to:
                 inlet.endpoint.finished(time.monotonic_ns() - began_ns, failure)
             if unanswered and reply_to:

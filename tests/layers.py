@@ -18,7 +18,7 @@ HEIGHTS = {
     0: "errors model subjects units identity envelope processes version worker",
     1: "config telemetry",
     2: "scheduling budget bus gpu registry security environments",
-    3: "pool accounting client",
+    3: "pool accounting admission client",
     4: "dispatcher intake rollout gateway",
     5: "app",
     6: "cli testing __main__",

@@ -10,6 +10,7 @@ from functools import lru_cache
 from urllib.parse import quote
 
 import msgspec
+import structlog
 from msgspec import Struct
 
 from faas import subjects
@@ -17,6 +18,8 @@ from faas.bus.cloudevents import binary_head
 from faas.bus.connection import Bus, encode_head
 from faas.errors import AlreadyStored
 from faas.model import Ended, Outcome
+
+log = structlog.get_logger()
 
 PROBLEM = "application/problem+json"
 HEAD_RESERVE_BYTES = 8 * 1024
@@ -238,7 +241,9 @@ class Outcomes:
             kept.remove(max(kept, key=lambda pair: len(pair[1])))  # with ours beside them they are more than a stream takes
         head = encode_head([*kept, *own])
         if len(head) + len(event_body) > self._bus.body_limit_bytes:
-            event_body = b""  # the event was stored at the limit; it stays in its stream, named by Faas-Subject and Faas-Event-Id
+            # The event was stored at the limit; it stays in its own stream, named by Faas-Subject and Faas-Event-Id.
+            log.warning("letter.without_body", tenant=tenant, function=function, letter_id=letter_id, body_bytes=len(event_body))
+            event_body = b""
         await self._bus.store(subjects.dead(tenant, function), event_body, head=head)
 
 

@@ -19,7 +19,6 @@ class Draining(FaasError):
     """The node stops and starts nothing more; another node, or the next start, takes what waits."""
 
     code = "draining"
-    retryable = True
 
 
 @dataclass(slots=True, eq=False)

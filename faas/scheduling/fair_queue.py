@@ -25,10 +25,6 @@ class FairQueue(Generic[T]):
     def __bool__(self) -> bool:
         return bool(self._flows)
 
-    def waiting(self, flow: Flow) -> int:
-        """How many items of the flow wait."""
-        return len(self._flows.get(flow, ()))
-
     def put(self, flow: Flow, item: T) -> None:
         """Add an item at the end of its flow; a flow that was empty gets the last turn."""
         self._flows.setdefault(flow, deque()).append(item)

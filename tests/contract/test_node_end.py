@@ -68,6 +68,36 @@ def test_a_node_that_is_killed_leaves_no_process(tmp_path: Path, isolate: bool) 
     assert wait_until_gone(mark) == set()
 
 
+PRELOADING = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from conftest import ENVIRONMENT
+from faas.model import RuntimeProfile
+from faas.pool.process import ProcessBackend
+
+async def main():
+    profile = RuntimeProfile(name="plain", warmup="__import__('time').sleep(600)")
+    async with ProcessBackend(Path({state!r}), "test-end", on_output=lambda *line: None) as backend:
+        await backend.prepare(profile, ENVIRONMENT)
+
+asyncio.run(main())
+"""
+
+
+def test_a_node_that_is_killed_takes_a_template_along_that_still_preloads(tmp_path: Path) -> None:
+    """An import of torch, or a warm-up that never ends, would go on for nobody."""
+    mark = f"mark-{uuid.uuid4()}"
+    program = PRELOADING.format(tests=str(Path(__file__).parent), state=str(tmp_path / mark))
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        while len(marked(mark)) < 4:  # the node, its boot process, the template, and the child that tries the warm-up
+            assert process.poll() is None, "the node ended before it was asked to"
+        process.kill()
+        process.wait()
+
+    assert wait_until_gone(mark) == set()
+
+
 def test_uvloop_does_as_well(tmp_path: Path) -> None:
     """A node runs on it: its transports and its subprocesses are not asyncio's."""
     program = node(tmp_path, f"mark-{uuid.uuid4()}", then="worker.retire()", run="import uvloop; uvloop.run(main())")

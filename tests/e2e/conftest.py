@@ -51,6 +51,14 @@ FUNCTIONS: dict[str, tuple[str, str]] = {
         "import time\ndef handle(event: float):\n    time.sleep(event)\n    return event\n",
         '[[trigger]]\nsubject = "exits.slow"\n[scale]\nmax_workers = 1\n[limits]\nqueue_timeout = "700ms"\n',
     ),
+    "patient": (
+        "import faas\ndef handle(event, ctx):\n    if ctx.attempt == 1:\n        raise faas.Retry(3600)\n    return ctx.attempt\n",
+        '[[trigger]]\nsubject = "exits.patient"\n[limits]\nqueue_timeout = "3s"\n',
+    ),
+    "flooded": (
+        "import time\ndef handle(event: float):\n    time.sleep(event)\n    return event\n",
+        '[[trigger]]\nsubject = "exits.flooded"\ndelivery = "at-most-once"\n[scale]\nmax_workers = 1\n[limits]\nqueue_timeout = "1s"\n',
+    ),
     "quiet": ("def handle(event):\n    raise ValueError('x')\n", '[[trigger]]\nsubject = "exits.quiet"\n[retry]\ndead_letter = false\n'),
     "fast": (
         "def handle(event):\n    return event\n",

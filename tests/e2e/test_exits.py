@@ -374,3 +374,22 @@ async def test_base64_that_is_none_is_rejected(node: Node) -> None:
     message = await node.request("double", body, headers={"Content-Type": "application/cloudevents+json"})
 
     assert end(message) == ("rejected", "event_invalid")
+
+
+async def test_a_retry_beyond_the_queue_timeout_still_gets_its_attempt(node: Node) -> None:
+    """It would otherwise wait for an hour only to be told that it is too old."""
+    message = await node.event("exits.patient", b"1", id="patient-1")
+
+    assert end(message) == ("succeeded", "")
+    assert message.data == b"2"
+
+
+@pytest.mark.timeout(30)
+async def test_a_flood_of_at_most_once_events_turns_no_caller_away(node: Node) -> None:
+    """Nobody waits for those; who asks is answered by its own clock, not with a 503 on their account."""
+    await node.request("flooded", b"0")
+    for _ in range(1100):
+        await node.client.publish("exits.flooded", b"1.5")
+    soon = {"Faas-Deadline": (datetime.now(UTC) + timedelta(seconds=1)).isoformat()}
+
+    assert end(await node.request("flooded", b"0", headers=soon)) == ("expired", "deadline")

@@ -53,7 +53,7 @@ def test_clear_returns_everything_that_waited() -> None:
     queue.put(B, "b1")
 
     assert sorted(queue.clear()) == ["a1", "b1"]
-    assert queue.waiting(A) == 0
+    assert not queue
 
 
 @given(st.lists(st.tuples(st.sampled_from([A, B, C]), st.integers()), max_size=60))

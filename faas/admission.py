@@ -1,0 +1,98 @@
+"""From what came over the bus to an invocation: its event, its identity, and its clocks on this node. Decides nothing about whether it may run.
+
+The same event for the same function is the same invocation on any node, at any time; what nothing stores gets a random id.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from faas.bus.cloudevents import decode
+from faas.bus.connection import Message
+from faas.bus.pull import Delivery
+from faas.identity import invocation_id, random_invocation_id
+from faas.model import Control, Event, EventInvalid, FunctionVersion, Invocation
+
+log = structlog.get_logger()
+
+SYNCHRONOUS_WAIT_S = 60.0
+"""A synchronous call without a deadline is `expired` after so long without a start."""
+
+_MISTAKES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+
+
+def of_delivery(delivery: Delivery, function: FunctionVersion) -> Invocation | EventInvalid:
+    """The invocation that a stored event is for this function."""
+    event_id = f"{delivery.sequence}.{delivery.stored_at_ns}"
+    decoded = _decoded(delivery, source=delivery.stream, event_id=event_id)
+    if isinstance(decoded, EventInvalid):
+        return decoded
+    event, control = decoded
+    spec = function.spec
+    return _invocation(
+        invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id),
+        function,
+        event,
+        control=control,
+        age_s=max(0.0, time.time() - delivery.stored_at),
+        patience_s=spec.limits.queue_timeout_s,
+        first=delivery.num_delivered == 1,
+    )
+
+
+def of_message(message: Message, function: FunctionVersion, *, answered: bool) -> Invocation | EventInvalid:
+    """The invocation of an event that nothing stores; `answered` says that somebody waits for its end."""
+    random_id = random_invocation_id()
+    decoded = _decoded(message, source="", event_id=random_id)
+    if isinstance(decoded, EventInvalid):
+        return decoded
+    event, control = decoded
+    patience_s: float = function.spec.limits.queue_timeout_s
+    if answered and control.deadline_at is None:
+        patience_s = min(patience_s, SYNCHRONOUS_WAIT_S)
+    return _invocation(random_id, function, event, control=control, age_s=0.0, patience_s=patience_s)
+
+
+def without_event(function: FunctionVersion) -> Invocation:
+    """What stands for an event that could not be decoded, so that its sender can be told."""
+    random_id = random_invocation_id()
+    event = Event(id=random_id, source="", type="", subject="", time="", datacontenttype="", dataschema="", extensions={}, data=b"")
+    return _invocation(random_id, function, event, control=Control(), age_s=0.0, patience_s=SYNCHRONOUS_WAIT_S)
+
+
+def _decoded(message: Delivery | Message, *, source: str, event_id: str) -> tuple[Event, Control] | EventInvalid:
+    try:
+        return decode(message.headers, message.data, source=source, event_id=event_id)
+    except _MISTAKES as error:  # ours, in reading what anyone may write: redelivered, it would be made again for ever
+        log.exception("event.not_decoded", subject=message.subject, event_id=event_id)
+        return EventInvalid(f"this node fails to decode it: {type(error).__name__}")
+
+
+def _invocation(
+    id: str,
+    function: FunctionVersion,
+    event: Event,
+    *,
+    control: Control,
+    age_s: float,
+    patience_s: float,
+    first: bool = True,
+) -> Invocation:
+    """Put the wall-clock moments of an event onto this node's monotonic clock, once: a clock that is set later changes nothing."""
+    now = time.monotonic()
+    start_by, deadline = now - age_s + patience_s, float("inf")
+    if control.deadline_at is not None:
+        deadline = now + control.deadline_at - time.time()
+    return Invocation(
+        id=id,
+        function=function,
+        event=event,
+        control=control,
+        received_monotonic=now,
+        waited_us=round(age_s * 1e6) if first else 0,
+        start_by_monotonic=min(start_by, deadline),
+        late_reason="deadline" if deadline < start_by else "queue_timeout",
+        deadline_monotonic=deadline,
+    )
