@@ -77,6 +77,7 @@ class FunctionSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     runtime: str = "standard"
     tenant: str = "default"
     tags: Mapping[str, str] = {}
+    dependencies: tuple[str, ...] = ()  # requirements of this function alone, as written; its lock is the version's
     triggers: tuple[Trigger, ...] = field(name="trigger", default=())
     gpu: Gpu = Gpu()
     limits: Limits = Limits()
@@ -93,11 +94,12 @@ class SourceFile(Struct, frozen=True):
 
 
 class FunctionVersion(Struct, frozen=True, kw_only=True):
-    """A function as it is served: its spec, its source, and `version`, the first 16 hex digits of the SHA-256 of both."""
+    """A function as it is served: its spec, its source, its lock, and `version`, the first 16 hex digits of the SHA-256 of all three."""
 
     spec: FunctionSpec
     version: str
     files: tuple[SourceFile, ...]
+    lock: bytes = b""  # hash-locked requirements of its `dependencies`, "" where it has none
     example: bytes = b""  # example_event.json as it stands, "" where there is none
 
     @property

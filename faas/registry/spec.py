@@ -17,11 +17,13 @@ from faas import subjects
 from faas.config import KeyInvalid, convert, parse_toml
 from faas.errors import SpecInvalid
 from faas.model import NAME_PATTERN, FunctionReport, FunctionSpec, FunctionVersion, RuntimeProfile, SourceFile
+from faas.registry.checks import is_requirement
 from faas.registry.source import check_handler
 from faas.units import format_size
 
 SPEC_FILE = "function.toml"
 EXAMPLE_FILE = "example_event.json"
+LOCK_FILE = "requirements.lock"
 SPEC_LIMIT_BYTES = 2**20
 FOLDER_LIMIT_BYTES = 16 * 2**20
 FILES_LIMIT = 2000
@@ -31,7 +33,7 @@ _NAME = re.compile(NAME_PATTERN)
 _HEADER_BLOCK = re.compile(rb"^# /// faas\s*$", re.MULTILINE)
 
 NOT_YET: Mapping[str, tuple[str, ...]] = {
-    "": ("dependencies", "policy", "secrets", "env", "mount", "budget", "batch", "dev"),
+    "": ("policy", "secrets", "env", "mount", "budget", "batch", "dev"),
     "gpu": ("memory", "kinds", "share"),
     "scale": ("concurrency", "weight"),
     "trigger": ("stream", "webhook", "verify", "secret", "schedule", "timezone", "payload"),
@@ -41,10 +43,13 @@ NO_EFFECT: Mapping[str, object] = {"gpu.share": "shared", "scale.concurrency": 1
 """Of these, values that ask for nothing beyond what is there."""
 
 
-def read_functions(folder: Path, profiles: Mapping[str, RuntimeProfile]) -> tuple[list[FunctionVersion], list[FunctionReport]]:
+def read_functions(
+    folder: Path, profiles: Mapping[str, RuntimeProfile], *, locked: bool = True
+) -> tuple[list[FunctionVersion], list[FunctionReport]]:
     """The functions of a folder, by name, and a report for each that is invalid; never raises for what is in it.
 
-    Raises SpecInvalid where the folder itself cannot be read.
+    `locked=False` also takes functions whose dependencies have no lock yet, for whoever makes it. Raises SpecInvalid where the
+    folder itself cannot be read.
     """
     try:
         entries = sorted(folder.iterdir())
@@ -58,7 +63,7 @@ def read_functions(folder: Path, profiles: Mapping[str, RuntimeProfile]) -> tupl
         if entry.name.startswith((".", "__")):
             continue
         try:
-            function = _read(entry, profiles)
+            function = _read(entry, profiles, locked=locked)
             if function is None:
                 continue
             if function.key in functions:
@@ -80,11 +85,11 @@ def _as_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _read(entry: Path, profiles: Mapping[str, RuntimeProfile]) -> FunctionVersion | None:
+def _read(entry: Path, profiles: Mapping[str, RuntimeProfile], *, locked: bool) -> FunctionVersion | None:
     """One entry of the folder; None where it is no function."""
     try:
         if entry.is_dir():
-            return _read_folder(entry, profiles)
+            return _read_folder(entry, profiles, locked=locked)
         if entry.is_symlink() and not entry.exists():
             raise SpecInvalid(entry.name, "", "is a link that leads nowhere; remove it")
         if (
@@ -100,19 +105,24 @@ def _read(entry: Path, profiles: Mapping[str, RuntimeProfile]) -> FunctionVersio
     return None
 
 
-def _read_folder(folder: Path, profiles: Mapping[str, RuntimeProfile]) -> FunctionVersion:
+def _read_folder(folder: Path, profiles: Mapping[str, RuntimeProfile], *, locked: bool) -> FunctionVersion:
     files = tuple(_files(folder))
     by_path = {file.path: file.data for file in files}
     if SPEC_FILE not in by_path:
         raise SpecInvalid(f"{folder.name}/{SPEC_FILE}", "", "is missing; an empty file is a valid function")
     spec = _parse(folder.name, by_path[SPEC_FILE], profiles)
     check_handler(folder.name, spec.handler, by_path)
+    lock = by_path.get(LOCK_FILE, b"") if spec.dependencies else b""
+    if spec.dependencies and locked and not lock:
+        raise SpecInvalid(f"{folder.name}/{SPEC_FILE}", "dependencies", f"not locked yet; type: faas lock {spec.name}")
     digest = hashlib.sha256()
     for file in files:
+        if file.path == EXAMPLE_FILE or (file.path == LOCK_FILE and not lock):
+            continue
         for part in (file.path.encode(), file.data):
             digest.update(len(part).to_bytes(8, "big") + part)
-    code = tuple(file for file in files if file.path not in (SPEC_FILE, EXAMPLE_FILE))
-    return FunctionVersion(spec=spec, version=digest.hexdigest()[:16], files=code, example=by_path.get(EXAMPLE_FILE, b""))
+    code = tuple(file for file in files if file.path not in (SPEC_FILE, EXAMPLE_FILE, LOCK_FILE))
+    return FunctionVersion(spec=spec, version=digest.hexdigest()[:16], files=code, lock=lock, example=by_path.get(EXAMPLE_FILE, b""))
 
 
 def _files(folder: Path) -> Iterator[SourceFile]:
@@ -231,6 +241,13 @@ def _check(file: str, spec: FunctionSpec, profile: RuntimeProfile, *, table: Map
         if problem_found is not None:
             raise SpecInvalid(file, f"trigger[{index}].subject", f"{trigger.subject[:80]!r}: {problem_found}")
     _check_output(file, spec)
+    for index, dependency in enumerate(spec.dependencies):
+        if not is_requirement(dependency):
+            raise SpecInvalid(
+                file,
+                f"dependencies[{index}]",
+                f'{dependency[:80]!r}: write a package and its versions, like "pillow>=11"; no options, addresses or paths',
+            )
 
 
 def _check_output(file: str, spec: FunctionSpec) -> None:

@@ -8,35 +8,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from folders import HANDLER, PROFILES, folder, only_error, read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from faas.errors import SpecInvalid
-from faas.model import FunctionReport, FunctionVersion, ProfileLimits, RuntimeProfile
-from faas.registry.spec import parse_spec, read_functions
-from faas.units import Size
-
-HANDLER = "def handle(event, ctx):\n    return event\n"
-PROFILES = {"standard": RuntimeProfile(name="standard", limits=ProfileLimits(memory_bytes=Size(2**30), cpus=2, pids=64))}
-
-
-def folder(root: Path, name: str, spec: str | bytes = "", handler: str | bytes = HANDLER) -> Path:
-    made = root / name
-    made.mkdir()
-    (made / "function.toml").write_bytes(spec if isinstance(spec, bytes) else spec.encode())
-    (made / "handler.py").write_bytes(handler if isinstance(handler, bytes) else handler.encode())
-    return made
-
-
-def read(root: Path) -> tuple[list[FunctionVersion], list[FunctionReport]]:
-    return read_functions(root, PROFILES)
-
-
-def only_error(root: Path) -> str:
-    functions, invalid = read(root)
-    assert functions == []
-    (report,) = invalid
-    return report.error
+from faas.registry.spec import parse_spec
 
 
 def test_an_empty_file_is_a_function_with_the_defaults_of_the_contract(tmp_path: Path) -> None:
@@ -147,6 +124,11 @@ publish = "images.thumbnails"
         ('"a\\nb" = 1', "'a\\nb'", "unknown key"),
         ('"" = 1', "''", "unknown key"),
         ("a = " + "9" * 5000, "", "digits"),
+        ("dependencies = ['pillow>=11']", "dependencies", "faas lock fn"),
+        ("dependencies = ['-r other.txt']", "dependencies[0]", "no options"),
+        ("dependencies = ['a', 'pip @ https://x/y.whl']", "dependencies[1]", "addresses"),
+        ("dependencies = ['../wheel.whl']", "dependencies[0]", "paths"),
+        ("dependencies = 'pillow'", "dependencies", "a list"),
         ("[scale]\nweight = true", "scale.weight", "not supported yet"),
     ],
 )
@@ -163,7 +145,6 @@ def test_what_cannot_be_names_file_key_and_what_would_be_right(tmp_path: Path, s
 @pytest.mark.parametrize(
     "spec",
     [
-        'dependencies = ["pillow"]',
         'policy = "vision"',
         'secrets = ["token"]',
         'env = { A = "b" }',
