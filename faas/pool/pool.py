@@ -1,7 +1,7 @@
 """Slots, and the warm workers of every function: who may start now, on which worker, and what becomes of the worker after.
 
-Owns the count of attempts at once on this node, the fair queue for it, idle workers and their keep-alive. Knows no
-event, no outcome and no bus. Giving back is synchronous, so that a release can never itself be cancelled.
+Owns the count of attempts at once on this node, the fair queue for it, and idle workers; how long they stay is `warmth`'s.
+Knows no event, no outcome and no bus. Giving back is synchronous, so that a release can never itself be cancelled.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from faas.model import FunctionVersion, RuntimeProfile, Start
 from faas.pool.backend import Backend
 from faas.pool.lease import Draining, Lease, Served
 from faas.pool.sandboxes import Build, Sandboxes
+from faas.pool.warmth import Warmth, unbind
 from faas.pool.worker import Worker
 from faas.scheduling.fair_queue import FairQueue, Flow
 from faas.worker import wire
@@ -37,9 +38,6 @@ AHEAD_LIMIT = 16
 HOLD_WEIGHT = 0.1
 """Of the newest attempt in the moving average of what an attempt of the function takes."""
 
-RETIRE_S = 2.0
-"""How long `close` of the workers of a retired sandbox may take before it is killed."""
-
 
 class WorkerPool:
     """`open` it, `serve` functions, then `try_acquire` or `acquire` a lease for each attempt."""
@@ -54,8 +52,7 @@ class WorkerPool:
         self._served: dict[Flow, Served] = {}
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
         self._leases: set[Lease] = set()
-        self._reaper: asyncio.TimerHandle | None = None
-        self._reap_monotonic = 0.0
+        self._warmth = Warmth(self._served)
         self._draining = False
 
     @classmethod
@@ -82,7 +79,13 @@ class WorkerPool:
         sandboxes = self._profiles.get(profile.name)
         if sandboxes is None:
             sandboxes = Sandboxes(
-                profile, self._backend, self._build, spawn=self._spawn, evict=self._evict, evictable=self._evictable, changed=self._hand_out
+                profile,
+                self._backend,
+                self._build,
+                spawn=self._spawn,
+                evict=self._warmth.evict,
+                evictable=self._warmth.evictable,
+                changed=self._hand_out,
             )
             self._profiles[profile.name] = sandboxes
         wanted, bound = function.spec.limits, profile.limits
@@ -166,7 +169,7 @@ class WorkerPool:
         served.hold_s = hold_s if math.isinf(served.hold_s) else served.hold_s + HOLD_WEIGHT * (hold_s - served.hold_s)
         if lease.clean and worker.give_back() and not self._draining:
             served.idle.append(worker)
-            self._arm_reaper(worker.idle_since_monotonic + served.function.spec.scale.keep_alive_s)
+            self._warmth.look_at(worker.idle_since_monotonic + served.function.spec.scale.keep_alive_s)
         else:
             worker.kill()
         self._return_slot(served)
@@ -179,7 +182,7 @@ class WorkerPool:
         if not served.leased:
             self._release_promise(served)
             if not served.idle and served.sandbox is not None:
-                self._arm_reaper(served.idle_since_monotonic + served.sandboxes.profile.pool.keep_alive_s)
+                self._warmth.look_at(served.idle_since_monotonic + served.sandboxes.profile.pool.keep_alive_s)
         if self._queue:
             self._hand_out()
 
@@ -216,7 +219,7 @@ class WorkerPool:
         async with served.binding:  # two attempts at once must not bind two sandboxes
             sandbox = served.sandbox
             if sandbox is None or not sandbox.alive:
-                self._unbind(served)
+                unbind(served)
                 self._release_promise(served)  # `take` counts it from here on
                 sandbox, worker, start = await served.sandboxes.take()
                 served.sandbox = sandbox
@@ -282,69 +285,6 @@ class WorkerPool:
             log.warning("worker.not_prewarmed", function=function.spec.name, error=getattr(loaded, "detail", "draining"))
             worker.kill()
 
-    # ------------------------------------------------------------ keep-alive, eviction
-
-    def _arm_reaper(self, at_monotonic: float) -> None:
-        """Look for what may go at this moment, or earlier where that is planned already."""
-        if self._reaper is not None and self._reap_monotonic <= at_monotonic:
-            return
-        if self._reaper is not None:
-            self._reaper.cancel()
-        self._reap_monotonic = at_monotonic
-        self._reaper = self._loop.call_later(max(0.0, at_monotonic - time.monotonic()), self._reap)
-
-    def _reap(self) -> None:
-        """Retire what has been idle past its keep-alive, and come again when the next may be."""
-        self._reaper = None
-        now = time.monotonic()
-        coming: list[float] = []
-        for served in self._served.values():
-            scale = served.function.spec.scale
-            while len(served.idle) > scale.min_warm - served.leased and served.idle:
-                if served.idle[0].idle_since_monotonic + scale.keep_alive_s > now:
-                    coming.append(served.idle[0].idle_since_monotonic + scale.keep_alive_s)
-                    break
-                served.idle.pop(0).retire()
-            if served.sandbox is not None and not served.idle and not served.leased and not served.prewarming:
-                until = served.idle_since_monotonic + served.sandboxes.profile.pool.keep_alive_s
-                if until > now:
-                    coming.append(until)
-                else:
-                    self._unbind(served)
-        if coming:
-            self._arm_reaper(min(coming))
-
-    def _evictable(self, profile: str) -> bool:
-        return self._longest_idle(profile) is not None
-
-    def _evict(self, profile: str) -> bool:
-        served = self._longest_idle(profile)
-        if served is not None:
-            log.info("sandbox.evicted", profile=profile, function=served.function.spec.name)
-            self._unbind(served)
-        return served is not None
-
-    def _longest_idle(self, profile: str) -> Served | None:
-        idle = [
-            served
-            for served in self._served.values()
-            if served.sandbox is not None and not served.leased and not served.prewarming and served.sandboxes.profile.name == profile
-        ]
-        # What somebody wants kept warm goes last.
-        return min(idle, key=lambda served: (served.function.spec.scale.min_warm > 0, served.idle_since_monotonic), default=None)
-
-    def _unbind(self, served: Served) -> None:
-        if served.sandbox is not None:
-            idle, served.idle = served.idle, []
-            for worker in idle:
-                worker.retire()
-            sandbox, served.sandbox = served.sandbox, None
-            if idle:
-                self._loop.call_later(RETIRE_S, sandbox.kill)
-            else:
-                sandbox.kill()
-            served.sandboxes.gone()
-
     # ------------------------------------------------------------ stopping
 
     def drain(self) -> None:
@@ -367,8 +307,7 @@ class WorkerPool:
     async def _close(self) -> None:
         """Let idle workers run their handler's `close` within CLOSE_S, then end everything."""
         self.drain()
-        if self._reaper is not None:
-            self._reaper.cancel()
+        self._warmth.stop()
         for task in self._tasks:
             task.cancel()
         idle = [worker for served in self._served.values() for worker in served.idle]
