@@ -153,12 +153,16 @@ class RuntimeProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Environment(Struct, frozen=True, kw_only=True):
-    """A built environment: the interpreter to start, and `digest`, the SHA-256 hex of profile, lock and interpreter version."""
+    """A built environment: the interpreter to start, and `digest`, the SHA-256 hex of profile, lock and interpreter version.
+
+    Where it is that of a function with dependencies, `digest` is of those and the function's lock, and the size that of the overlay.
+    """
 
     profile: str
     digest: str
     python: str  # absolute path of its interpreter
     size_bytes: int = 0
+    overlay: str = ""  # absolute path of the folder with a function's own packages, "" where it has none
 
 
 # ---------------------------------------------------------------- events

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from faas.worker import wire
+from faas.worker import overlay, wire
 from faas.worker.context import Context, Event, Result
 
 Decode = Callable[[wire.Invoke], Any]
@@ -39,8 +39,7 @@ class Handler:
 def load(message: wire.Load, directory: str, context: Callable[[], Context]) -> Handler:
     """Write, import, construct, run `load`. Whatever the author's code raises passes through."""
     code = _write(message, directory)
-    sys.path.insert(0, code)
-    importlib.invalidate_caches()
+    overlay.put_on_path(code, message.overlay)
     module_name, _, attribute = message.handler.partition(":")
     _make_way(code, module_name.partition(".")[0])
     target = getattr(importlib.import_module(module_name), attribute)

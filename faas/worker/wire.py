@@ -84,6 +84,7 @@ class Load(_Message, frozen=True, tag="load", kw_only=True):
     files: tuple[File, ...]
     tags: Mapping[str, str] = {}
     result_limit_bytes: int
+    overlay: str = ""  # absolute path of the folder with the function's own packages
 
 
 class Invoke(_Message, frozen=True, tag="invoke", kw_only=True):

@@ -22,6 +22,7 @@ HOST: tuple[wire.HostMessage, ...] = (
         files=(wire.File("handler.py", b"def handle(event):\n    return event\n"), wire.File("data/\u00e9.bin", b"\x00\xff")),
         tags={"team": "vision"},
         result_limit_bytes=67108864,
+        overlay="/state/environments/0123/packages",
     ),
     wire.Invoke(
         invocation_id="abcdefghijklmnopqrstuvwxyz",
