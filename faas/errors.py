@@ -73,13 +73,16 @@ class AlreadyStored(FaasError):
 
 
 class EnvironmentFailed(FaasError):
-    """The environment of a runtime profile cannot be built. `detail` holds the builder's last lines."""
+    """The environment of a runtime profile, or the packages of a function, cannot be built. `detail` holds the builder's last lines.
+
+    `name` is the profile's or the function's; `interrupted` where the builder was killed, so that the next try may go well.
+    """
 
     code = "environment_failed"
 
-    def __init__(self, profile: str, detail: str) -> None:
-        super().__init__(f"environment of {profile}: {detail}")
-        self.profile, self.detail = profile, detail
+    def __init__(self, name: str, detail: str, *, interrupted: bool = False) -> None:
+        super().__init__(f"environment of {name}: {detail}")
+        self.name, self.detail, self.interrupted = name, detail, interrupted
 
 
 class ColdStartFailed(FaasError):

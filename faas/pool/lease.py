@@ -11,6 +11,7 @@ from types import TracebackType
 from faas.errors import FaasError
 from faas.model import Environment, FunctionVersion, Start
 from faas.pool.backend import Sandbox
+from faas.pool.overlays import Overlay
 from faas.pool.sandboxes import Sandboxes
 from faas.pool.worker import Worker
 
@@ -28,6 +29,7 @@ class Served:
     function: FunctionVersion
     sandboxes: Sandboxes
     limits: tuple[int, float, int]  # memory in bytes, cpus, pids: the function's, at most the profile's
+    overlay: Overlay | None = None  # its own packages, where it has any
     sandbox: Sandbox | None = None
     idle: list[Worker] = field(default_factory=list)  # the last one given back is the next one leased
     leased: int = 0
@@ -36,6 +38,18 @@ class Served:
     idle_since_monotonic: float = 0.0
     hold_s: float = math.inf  # moving average of lease start to end; infinite until the first has ended
     binding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def environment(self) -> Environment:
+        """What its workers run in; only once it is ready."""
+        environment = (self.overlay or self.sandboxes).environment
+        assert environment is not None
+        return environment
+
+    async def ready(self) -> bool:
+        """Wait until a worker can be started without building anything; True where it had to. Raises EnvironmentFailed."""
+        cold = await self.sandboxes.ready()
+        return (self.overlay is not None and await self.overlay.ready()) or cold
 
     def pop_idle(self) -> Worker | None:
         """The worker given back last; one that has died meanwhile is passed over, its end need not be settled yet."""
@@ -65,9 +79,7 @@ class Lease:
 
     @property
     def environment(self) -> Environment:
-        environment = self.served.sandboxes.environment
-        assert environment is not None
-        return environment
+        return self.served.environment
 
     def __enter__(self) -> Lease:
         return self

@@ -19,6 +19,7 @@ from faas.errors import FaasError
 from faas.model import FunctionVersion, RuntimeProfile, Start
 from faas.pool.backend import Backend
 from faas.pool.lease import Draining, Lease, Served
+from faas.pool.overlays import BuildOverlay, Overlay
 from faas.pool.sandboxes import Build, Sandboxes
 from faas.pool.warmth import Warmth, unbind
 from faas.pool.worker import Worker
@@ -42,9 +43,18 @@ HOLD_WEIGHT = 0.1
 class WorkerPool:
     """`open` it, `serve` functions, then `try_acquire` or `acquire` a lease for each attempt."""
 
-    def __init__(self, config: PoolConfig, backend: Backend, build: Build, *, group: asyncio.TaskGroup, result_limit_bytes: int) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        backend: Backend,
+        build: Build,
+        *,
+        build_overlay: BuildOverlay | None,
+        group: asyncio.TaskGroup,
+        result_limit_bytes: int,
+    ) -> None:
         self._free = config.slots_or_default
-        self._backend, self._build, self._group = backend, build, group
+        self._backend, self._build, self._build_overlay, self._group = backend, build, build_overlay, group
         self._tasks: set[asyncio.Task[None]] = set()
         self._result_limit_bytes = result_limit_bytes
         self._loop = asyncio.get_running_loop()
@@ -57,10 +67,15 @@ class WorkerPool:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: PoolConfig, backend: Backend, build: Build, *, result_limit_bytes: int) -> AsyncIterator[WorkerPool]:
-        """`result_limit_bytes` is the largest result that can be passed on at all: a worker sends no larger one."""
+    async def open(
+        cls, config: PoolConfig, backend: Backend, build: Build, *, build_overlay: BuildOverlay | None = None, result_limit_bytes: int
+    ) -> AsyncIterator[WorkerPool]:
+        """`result_limit_bytes` is the largest result that can be passed on at all: a worker sends no larger one.
+
+        Without `build_overlay` a function's own packages are taken to be in its profile's environment.
+        """
         async with asyncio.TaskGroup() as group:
-            pool = cls(config, backend, build, group=group, result_limit_bytes=result_limit_bytes)
+            pool = cls(config, backend, build, build_overlay=build_overlay, group=group, result_limit_bytes=result_limit_bytes)
             try:
                 yield pool
             finally:
@@ -90,14 +105,17 @@ class WorkerPool:
             self._profiles[profile.name] = sandboxes
         wanted, bound = function.spec.limits, profile.limits
         limits = (min(wanted.memory_bytes, bound.memory_bytes), min(wanted.cpus, bound.cpus), min(wanted.pids, bound.pids))
-        served = Served(function, sandboxes, limits)
+        overlay = None
+        if function.lock and self._build_overlay is not None:
+            overlay = Overlay(function, profile, self._build_overlay, spawn=self._spawn)
+        served = Served(function, sandboxes, limits, overlay)
         self._served[function.key] = served
         if eager or function.spec.scale.min_warm:
             self._spawn(self._warm_up(served))
 
     async def _warm_up(self, served: Served) -> None:
         try:
-            await served.sandboxes.ready()
+            await served.ready()
         except FaasError:
             return  # said where it failed; an event will ask again
         for _ in range(served.function.spec.scale.min_warm):
@@ -130,7 +148,7 @@ class WorkerPool:
         if self._draining:
             raise Draining("the node stops")
         served = self._served[flow]
-        cold = await served.sandboxes.ready()
+        cold = await served.ready()
         if self._draining:
             raise Draining("the node stops")
         turn: asyncio.Future[None] = self._loop.create_future()
@@ -251,6 +269,7 @@ class WorkerPool:
             files=tuple(wire.File(file.path, file.data) for file in function.files),
             tags=dict(spec.tags),
             result_limit_bytes=min(int(spec.limits.payload_bytes), self._result_limit_bytes),
+            overlay=self._served[function.key].environment.overlay,
         )
 
     def _keep_warm(self, served: Served) -> None:
@@ -293,6 +312,9 @@ class WorkerPool:
         stopping = Draining("the node stops")
         for sandboxes in self._profiles.values():
             sandboxes.abandon(stopping)
+        for served in self._served.values():
+            if served.overlay is not None:
+                served.overlay.abandon(stopping)
         for turn in self._queue.clear():
             if not turn.done():
                 turn.set_exception(Draining("the node stops"))

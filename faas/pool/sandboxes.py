@@ -5,25 +5,21 @@ Knows no function: the pool takes a generic sandbox, binds it, and says when it 
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
 
-from faas.errors import ColdStartFailed, EnvironmentFailed, FaasError
+from faas.errors import ColdStartFailed, FaasError
 from faas.model import Environment, RuntimeProfile, Start
 from faas.pool.backend import Backend, Sandbox
+from faas.pool.opening import Opening, Spawn
 from faas.pool.worker import Worker
 
 log = structlog.get_logger()
 
 Build = Callable[[RuntimeProfile], Awaitable[Environment]]
-
-RETRY_AFTER_S = 10.0
-"""How long a failed build or template answers for those that ask again: each event would start a build otherwise."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +39,7 @@ class Sandboxes:
         backend: Backend,
         build: Build,
         *,
-        spawn: Callable[[Coroutine[None, None, None]], None],
+        spawn: Spawn,
         evict: Callable[[str], bool],
         evictable: Callable[[str], bool],
         changed: Callable[[], None],
@@ -53,11 +49,8 @@ class Sandboxes:
         self._build = build
         self._spawn = spawn
         self._evict, self._evictable, self._changed = evict, evictable, changed
-        self._loop = asyncio.get_running_loop()
         self.environment: Environment | None = None
-        self._opening: asyncio.Future[None] | None = None
-        self._failed: FaasError | None = None
-        self._failed_monotonic = 0.0
+        self._opening = Opening(profile.name, self._open, spawn=spawn)
         self._generic: deque[_Generic] = deque()
         self._starting = 0
         self._bound = 0
@@ -72,46 +65,22 @@ class Sandboxes:
         return self.environment is not None and self._backend.is_prepared(self.profile)
 
     async def ready(self) -> bool:
-        """Wait until environment and template stand, and start that where nobody has; True where it had to.
-
-        Raises EnvironmentFailed, for RETRY_AFTER_S also to those that ask after a failure.
-        """
+        """Wait until environment and template stand, and start that where nobody has; True where it had to. Raises EnvironmentFailed."""
         if self.is_ready:
             return False
-        if self._opening is None:
-            if self._failed is not None and time.monotonic() - self._failed_monotonic < RETRY_AFTER_S:
-                raise self._failed
-            self._opening = self._loop.create_future()
-            self._opening.add_done_callback(lambda done: done.exception())  # it may be that nobody waits for it
-            self._spawn(self._open(self._opening))
-        await asyncio.shield(self._opening)
+        await self._opening.wait()
         return True
 
-    async def _open(self, opening: asyncio.Future[None]) -> None:
-        try:
-            self.environment = await self._build(self.profile)
-            await self._backend.prepare(self.profile, self.environment)
-        except (FaasError, OSError) as error:
-            log.error("environment.failed", profile=self.profile.name, error=str(error))
-            failed = error if isinstance(error, EnvironmentFailed) else EnvironmentFailed(self.profile.name, str(error))
-            self._failed, self._failed_monotonic = failed, time.monotonic()
-            self._finish(opening, failed)
-        else:
-            self._failed = None
-            self._finish(opening, None)
-            self.replenish()
-            self._changed()
-
-    def _finish(self, opening: asyncio.Future[None], error: FaasError | None) -> None:
-        self._opening = None
-        if not opening.done():
-            opening.set_exception(error) if error else opening.set_result(None)
+    async def _open(self) -> None:
+        self.environment = await self._build(self.profile)
+        await self._backend.prepare(self.profile, self.environment)
+        self.replenish()
+        self._changed()
 
     def abandon(self, error: FaasError) -> None:
         """Tell those that wait for the environment that it will not come: the node stops."""
         self._closed = True
-        if self._opening is not None and not self._opening.done():
-            self._opening.set_exception(error)
+        self._opening.abandon(error)
 
     # ------------------------------------------------------------ generic sandboxes
 

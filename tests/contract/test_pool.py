@@ -29,7 +29,7 @@ def function(name: str, **scale: object) -> FunctionVersion:
 
 @asynccontextmanager
 async def pool(
-    tmp_path: Path, *functions: FunctionVersion, slots: int = 8, sandboxes: int = 8, build: object = None
+    tmp_path: Path, *functions: FunctionVersion, slots: int = 8, sandboxes: int = 8, build: object = None, build_overlay: object = None
 ) -> AsyncIterator[WorkerPool]:
     """A pool that serves these functions, with room for so many sandboxes."""
     profile = RuntimeProfile(name="plain", pool=ProfilePool(max=sandboxes, keep_alive_s=Duration(600)))
@@ -39,7 +39,13 @@ async def pool(
 
     async with (
         ProcessBackend(tmp_path / "state", "test", on_output=lambda worker, stream, line: None) as backend,
-        WorkerPool.open(PoolConfig(slots=slots), backend, build or ready, result_limit_bytes=2**20) as made,  # type: ignore[arg-type]
+        WorkerPool.open(
+            PoolConfig(slots=slots),
+            backend,
+            build or ready,  # type: ignore[arg-type]
+            build_overlay=build_overlay,  # type: ignore[arg-type]
+            result_limit_bytes=2**20,
+        ) as made,
     ):
         for one in functions:
             made.serve(one, profile, eager=False)
