@@ -91,7 +91,9 @@ async def running(config: Config, *, eager: bool = True, on_build: OnBuild | Non
             profiles, broken = await asyncio.to_thread(load_profiles, config.runtimes)
             for error in broken:
                 log.error("profile.invalid", error=str(error))
-            functions, invalid = await asyncio.to_thread(read_functions, config.functions, profiles)
+            functions, invalid, hints = await asyncio.to_thread(read_functions, config.functions, profiles, mounts=config.mounts)
+            for hint in hints:
+                log.warning("function.skipped", hint=hint)
             url, token, store_bytes = await stack.enter_async_context(_bus_address(config))
             bus = await stack.enter_async_context(Bus.open(url, node=config.node))
             missing.remove("bus")
@@ -182,7 +184,7 @@ class _Node:
             version=function.version,
             runtime=spec.runtime,
             state="invalid" if conflict else "ready",
-            error=f"{spec.name}/function.toml: trigger.subject: {conflict}" if conflict else "",
+            error=f"{function.file}: trigger.subject: {conflict}" if conflict else "",
             triggers=spec.triggers,
             not_enforced=self._not_enforced,
         )

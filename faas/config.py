@@ -29,10 +29,16 @@ LINE_DOTS = 1000
 PRICE_LIMIT = 1_000_000
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 NOT_YET: Mapping[str, tuple[str, ...]] = {
-    "": ("node", "http", "policy", "tenant", "secrets"),
+    "": ("http", "policy", "tenant", "secrets"),
     "pool": ("base_image",),
 }
 """Sections and keys of the contract whose effect is not built; refused, so that nobody relies on them."""
+
+
+class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[node]`: `mounts` are absolute folders; what lies in one of them, functions of this node may mount."""
+
+    mounts: tuple[str, ...] = ()
 
 
 class BusConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,7 +72,10 @@ class Prices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bill_loading: bool = False
 
 
-class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FileConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `faas.toml` and its environment variables say."""
+
+    node: NodeConfig = NodeConfig()
     bus: BusConfig = BusConfig()
     pool: PoolConfig = PoolConfig()
     prices: Prices = Prices()
@@ -79,6 +88,7 @@ class Config(Struct, frozen=True, kw_only=True):
     runtimes: Path
     state: Path
     node: str
+    mounts: tuple[str, ...] = ()  # absolute folders that functions may mount
     nats: str = ""  # URL of a server that is there already; empty: the embedded one
     bus_address: tuple[str, int] = ("127.0.0.1", 4222)
     http_address: tuple[str, int] = ("127.0.0.1", 8080)
@@ -87,19 +97,19 @@ class Config(Struct, frozen=True, kw_only=True):
     prices: Prices = Prices()
 
 
-def load_file(path: Path | None, environ: Mapping[str, str]) -> tuple[BusConfig, PoolConfig, Prices]:
+def load_file(path: Path | None, environ: Mapping[str, str]) -> FileConfig:
     """Read `faas.toml`, if there is a path, and let FAAS_SECTION__KEY win over it. Raises ConfigInvalid."""
     name = path.name if path is not None else "faas.toml"
     table = {} if path is None else _read(path)
     variables = _apply(table, environ)
     try:
         _refuse_not_yet(table)
-        parsed = convert(table, _File)
+        parsed = convert(table, FileConfig)
         _check_ranges(parsed)
     except KeyInvalid as error:
         where = variables.get(error.key) or next((v for key, v in variables.items() if key.startswith(f"{error.key}.")), None)
         raise ConfigInvalid(f"{where}: {error.problem}" if where else f"{name}: {error}") from error
-    return parsed.bus, parsed.pool, parsed.prices
+    return parsed
 
 
 def _read(path: Path) -> dict[str, object]:
@@ -125,14 +135,14 @@ def _apply(table: dict[str, object], environ: Mapping[str, str]) -> dict[str, st
             continue
         part = table.setdefault(section, {})
         if isinstance(part, dict):  # else the file's own error says so
-            wanted = _type_at(_File, f"{section}.{key}")
-            part[key] = _scalar(text) if wanted in (int, float, bool) or get_origin(wanted) is Mapping else text
+            wanted = _type_at(FileConfig, f"{section}.{key}")
+            part[key] = _scalar(text) if wanted in (int, float, bool) or get_origin(wanted) in (Mapping, tuple) else text
             variables[f"{section}.{key}"] = variable
     return variables
 
 
 def _scalar(text: str) -> object:
-    """A variable's text as TOML would have it: 8, 0.5, true, { H200 = 4.0 }; what is none of these stays text."""
+    """A variable's text as TOML would have it: 8, 0.5, true, { H200 = 4.0 }, ["/data"]; what is none of these stays text."""
     try:
         return parse_toml(f"value = {text}".encode("utf-8", "surrogateescape"))["value"]
     except ValueError:
@@ -147,9 +157,14 @@ def _refuse_not_yet(table: Mapping[str, object]) -> None:
                 raise KeyInvalid(f"{section}.{key}".lstrip("."), "not supported yet; remove it")
 
 
-def _check_ranges(parsed: _File) -> None:
+def _check_ranges(parsed: FileConfig) -> None:
     bus, pool, prices = parsed.bus, parsed.pool, parsed.prices
     rules: list[tuple[bool, str, str]] = [
+        (
+            all(_is_folder(folder) for folder in parsed.node.mounts),
+            "node.mounts",
+            'must be absolute folders without . and .., like ["/data"]',
+        ),
         (1 <= bus.ack_wait_s <= 600, "bus.ack_wait", "must be between 1s and 10m"),
         (bus.replicas in (1, 3, 5), "bus.replicas", "must be 1, 3 or 5"),
         (64 * 2**10 <= bus.max_payload_bytes <= 64 * 2**20, "bus.max_payload", "must be between 64KiB and 64MiB"),
@@ -165,6 +180,10 @@ def _check_ranges(parsed: _File) -> None:
     for holds, key, problem in rules:
         if not holds:
             raise KeyInvalid(key, problem)
+
+
+def _is_folder(path: str) -> bool:
+    return path.startswith("/") and path.isprintable() and not {"", ".", ".."} & set(path[1:].split("/"))
 
 
 # ---------------------------------------------------------------- reading strictly, for every file that people write
@@ -183,7 +202,7 @@ def parse_toml(data: bytes) -> dict[str, object]:
     if max((line.count(b".") for line in data.splitlines()), default=0) > LINE_DOTS:
         raise ValueError(f"is no TOML that anyone would write: a line has more than {LINE_DOTS} dots")
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8-sig"))  # some editors write a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"is no UTF-8 text: {error.reason} at byte {error.start}") from error
     except RecursionError as error:

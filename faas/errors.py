@@ -17,13 +17,14 @@ class ConfigInvalid(FaasError):
 
 
 class SpecInvalid(ConfigInvalid):
-    """A function or a runtime profile cannot be registered. `file` is relative to the folder that was read; `key` is dotted, "" where the whole file is meant."""
+    """A function or a runtime profile cannot be registered. `file` is relative to the folder that was read; `key` is dotted, "" where the whole file is meant; `line` 0 where none is known."""
 
     code = "spec_invalid"
 
-    def __init__(self, file: str, key: str, problem: str) -> None:
-        super().__init__(f"{file}: {key}: {problem}" if key else f"{file}: {problem}")
-        self.file, self.key, self.problem = file, key, problem
+    def __init__(self, file: str, key: str, problem: str, *, line: int = 0) -> None:
+        where = [file, *([f"line {line}"] if line else []), *([key] if key else [])]
+        super().__init__(": ".join([*where, problem]))
+        self.file, self.key, self.problem, self.line = file, key, problem, line
 
 
 class StateLocked(FaasError):
@@ -83,6 +84,14 @@ class EnvironmentFailed(FaasError):
     def __init__(self, name: str, detail: str, *, interrupted: bool = False) -> None:
         super().__init__(f"environment of {name}: {detail}")
         self.name, self.detail, self.interrupted = name, detail, interrupted
+
+
+class MountFailed(EnvironmentFailed):
+    """What a function mounts cannot be put in place. To whoever waits, a part of its environment is missing."""
+
+    def __init__(self, function: str, source: str, detail: str) -> None:
+        FaasError.__init__(self, f"mount of {function}: {source}: {detail}")
+        self.profile, self.detail = function, f"{source}: {detail}"
 
 
 class ColdStartFailed(FaasError):

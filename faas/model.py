@@ -26,6 +26,13 @@ class Trigger(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     delivery: Literal["at-least-once", "at-most-once"] = "at-least-once"
 
 
+class Mount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Read-only data: `source` is a folder inside of the function's, or an absolute one that the node allows; `target` its name in `ctx.mounts`."""
+
+    source: str
+    target: str
+
+
 class Gpu(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the function asks of GPUs. Until placement exists only `count` with `optional = true` is accepted, and runs on the CPU."""
 
@@ -78,7 +85,9 @@ class FunctionSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tenant: str = "default"
     tags: Mapping[str, str] = {}
     dependencies: tuple[str, ...] = ()  # requirements of this function alone, as written; its lock is the version's
+    env: Mapping[str, str] = {}
     triggers: tuple[Trigger, ...] = field(name="trigger", default=())
+    mounts: tuple[Mount, ...] = field(name="mount", default=())
     gpu: Gpu = Gpu()
     limits: Limits = Limits()
     retry: RetryPolicy = RetryPolicy()
@@ -93,14 +102,32 @@ class SourceFile(Struct, frozen=True):
     data: bytes
 
 
+class MountedFolder(Struct, frozen=True, kw_only=True):
+    """A folder that a function mounts, as it was when its declaration was read; `source` is absolute.
+
+    `digest` is a SHA-256 in hex: with `copied`, of relative paths and contents of a folder inside of the function's; else of
+    relative paths, sizes and modification times of a folder of the node, which is used where it is and may be large.
+    """
+
+    target: str
+    source: str
+    digest: str
+    copied: bool
+
+
 class FunctionVersion(Struct, frozen=True, kw_only=True):
-    """A function as it is served: its spec, its source, its lock, and `version`, the first 16 hex digits of the SHA-256 of all three."""
+    """A function as it is served.
+
+    `version` is the first 16 hex digits of the SHA-256 of its declaration, its source, its lock and the mounts inside of its folder.
+    """
 
     spec: FunctionSpec
     version: str
     files: tuple[SourceFile, ...]
     lock: bytes = b""  # hash-locked requirements of its `dependencies`, "" where it has none
+    mounts: tuple[MountedFolder, ...] = ()
     example: bytes = b""  # example_event.json as it stands, "" where there is none
+    file: str = ""  # where it is declared, as errors name it: "hello/function.toml", "hello.py"
 
     @property
     def key(self) -> tuple[str, str]:

@@ -101,7 +101,8 @@ async def _run_all(url: str, settings: Config, only: str | None, *, say: Callabl
     from faas.environments.profile import load_profiles
     from faas.registry.spec import read_functions
 
-    sources = {function.key: function for function in read_functions(settings.functions, load_profiles(settings.runtimes)[0])[0]}
+    read = read_functions(settings.functions, load_profiles(settings.runtimes)[0], mounts=settings.mounts)
+    sources = {function.key: function for function in read.functions}
     rows = []
     async with connect(url) as client:
         known = [r for r in await client.functions() if r.state == "invalid" or (r.tenant, r.name) in sources]  # others: of other nodes

@@ -75,9 +75,11 @@ def settings_of(folders: Folders, addresses: Addresses, *, state: Path, config: 
     from faas.config import Config, load_file, node_name, parse_address
 
     file = config if config is not None else Path("faas.toml") if Path("faas.toml").exists() else None
-    bus, pool, prices = load_file(file, os.environ)
-    if bus.replicas > 1 and not addresses.nats:
-        raise ConfigInvalid(f"bus.replicas: the embedded server is one, and {bus.replicas} need a cluster; give --nats URL, or leave it 1")
+    parsed = load_file(file, os.environ)
+    if parsed.bus.replicas > 1 and not addresses.nats:
+        raise ConfigInvalid(
+            f"bus.replicas: the embedded server is one, and {parsed.bus.replicas} need a cluster; give --nats URL, or leave it 1"
+        )
     return Config(
         functions=folders.functions or Path("functions"),
         runtimes=runtimes_folder(folders.runtimes),
@@ -86,9 +88,10 @@ def settings_of(folders: Folders, addresses: Addresses, *, state: Path, config: 
         nats=addresses.nats or "",
         bus_address=parse_address(addresses.bus, "--bus"),
         http_address=parse_address(addresses.http, "--http"),
-        bus=bus,
-        pool=pool,
-        prices=prices,
+        mounts=parsed.node.mounts,
+        bus=parsed.bus,
+        pool=parsed.pool,
+        prices=parsed.prices,
     )
 
 

@@ -1,13 +1,165 @@
-"""The rules that single values of a function's declaration follow, as far as a type cannot say them. Knows no file and no folder."""
+"""The rules that a function's declaration follows, as far as types cannot say them: bounds, names, subjects, and keys that are not built yet.
+
+Pure: knows no disk. A rule that is broken is a `KeyInvalid`, whose key the reader finds in the file.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 
+from faas import subjects
+from faas.config import KeyInvalid
+from faas.model import NAME_PATTERN, FunctionSpec, RuntimeProfile
+from faas.units import format_size
+
+TAGS_LIMIT = 20
+TAGS_BYTES = 1024
+TRIGGERS_LIMIT = 100
+MOUNTS_LIMIT = 20
+DEPENDENCIES_LIMIT = 100
+ENV_BYTES = 64 * 2**10
+"""Of all names and values; a process takes 128 KiB in one of them, and the environment goes to every worker as it loads."""
 REQUIREMENT_CHARACTERS = 500
+
+NOT_YET: Mapping[str, tuple[str, ...]] = {
+    "": ("policy", "secrets", "budget", "batch", "dev"),
+    "gpu": ("memory", "kinds", "share"),
+    "scale": ("concurrency", "weight"),
+    "trigger": ("stream", "webhook", "verify", "secret", "schedule", "timezone", "payload"),
+}
+"""Keys of the contract whose effect is not built; refused, so that nobody relies on them."""
+NO_EFFECT: Mapping[str, object] = {"gpu.share": "shared", "scale.concurrency": 1, "scale.weight": 1}
+"""Of these, values that ask for nothing beyond what is there."""
+
 _PACKAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _EXTRAS = re.compile(r"\[[A-Za-z0-9._, -]*\]")
 _VERSIONS = re.compile(r"(?:===|==|~=|!=|<=|>=|<|>)\s*[A-Za-z0-9][A-Za-z0-9.*+!_-]*")
+_MARKER = re.compile(r"[A-Za-z0-9_.'\"<>=!~(), +*-]+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TARGET = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+Rule = tuple[bool, str, str]
+"""(whether it holds, key, what is wrong where it does not)"""
+
+
+def supported(table: Mapping[str, object]) -> dict[str, object]:
+    """The table without the keys of the contract that are not built and ask for nothing. Raises KeyInvalid for one that asks."""
+    kept = dict(table)
+    for section, keys in NOT_YET.items():
+        inside = kept if not section else table.get(section)
+        for index, part in enumerate(inside if isinstance(inside, list) else [inside]):
+            if not isinstance(part, Mapping):
+                continue
+            where = f"{section}[{index}]" if isinstance(inside, list) else section
+            for key in keys:
+                if key in part and not _asks_for_nothing(f"{section}.{key}", part[key]):
+                    raise KeyInvalid(f"{where}.{key}".lstrip("."), "not supported yet; remove it")
+            if section and isinstance(inside, Mapping):
+                kept[section] = {key: value for key, value in part.items() if key not in keys}
+    return kept
+
+
+def _asks_for_nothing(path: str, value: object) -> bool:
+    return path in NO_EFFECT and type(value) is type(NO_EFFECT[path]) and value == NO_EFFECT[path]
+
+
+def check(spec: FunctionSpec, profile: RuntimeProfile, table: Mapping[str, object]) -> None:
+    """Raises KeyInvalid for the first rule that is broken. `table` is the declaration as written: defaults are capped, and not refused."""
+    limits = table.get("limits", {})
+    for rules in (
+        _names(spec),
+        _bounds(spec),
+        _profile_bounds(spec, profile, limits if isinstance(limits, Mapping) else {}),
+        _triggers(spec),
+        _output(spec),
+        _dependencies(spec),
+        _env(spec),
+        _mounts(spec),
+    ):
+        for holds, key, problem in rules:
+            if not holds:
+                raise KeyInvalid(key, problem)
+
+
+def _names(spec: FunctionSpec) -> Iterator[Rule]:
+    for key, name in (("name", spec.name), ("tenant", spec.tenant)):
+        holds = re.fullmatch(NAME_PATTERN, name) is not None
+        yield holds, key, f"{name[:80]!r} is no name; begin with a-z, then a-z, 0-9 and -, at most 63"
+
+
+def _bounds(spec: FunctionSpec) -> Iterator[Rule]:
+    limits, retry, scale = spec.limits, spec.retry, spec.scale
+    yield len(spec.tags) <= TAGS_LIMIT, "tags", f"{len(spec.tags)} tags; {TAGS_LIMIT} at most"
+    yield len(str(dict(spec.tags)).encode()) <= TAGS_BYTES, "tags", f"more than {TAGS_BYTES} bytes; they go into every usage record"
+    yield spec.gpu.count == 0 or spec.gpu.optional, "gpu.count", "GPUs are not supported yet; with optional = true it runs on the CPU"
+    yield 0 <= spec.gpu.count <= 64, "gpu.count", "must be between 0 and 64"
+    yield 0.001 <= limits.timeout_s <= 7 * 86_400, "limits.timeout", "must be between 1ms and 7d"
+    yield 0.001 <= limits.load_timeout_s <= 86_400, "limits.load_timeout", "must be between 1ms and 1d"
+    yield 0.001 <= limits.queue_timeout_s <= 7 * 86_400, "limits.queue_timeout", "must be between 1ms and 7d"
+    yield limits.memory_bytes >= 16 * 2**20, "limits.memory", "must be at least 16MiB"
+    yield limits.cpus > 0, "limits.cpus", "must be above 0"
+    yield limits.pids >= 1, "limits.pids", "must be at least 1"
+    yield 1 <= limits.payload_bytes <= 2**30, "limits.payload", "must be between 1B and 1GiB"
+    yield 1 <= retry.max_attempts <= 100, "retry.max_attempts", "must be between 1 and 100"
+    yield 0 <= retry.backoff_s <= 86_400, "retry.backoff", "must be at most 1d"
+    yield 0 <= retry.max_backoff_s <= 86_400, "retry.max_backoff", "must be at most 1d"
+    yield 1 <= scale.max_workers <= 1024, "scale.max_workers", "must be between 1 and 1024"
+    yield 0 <= scale.min_warm <= scale.max_workers, "scale.min_warm", "must be between 0 and max_workers"
+    yield 0 <= scale.keep_alive_s <= 7 * 86_400, "scale.keep_alive", "must be at most 7d"
+
+
+def _profile_bounds(spec: FunctionSpec, profile: RuntimeProfile, written: Mapping[str, object]) -> Iterator[Rule]:
+    limits, bound, of = spec.limits, profile.limits, f"of the profile {profile.name}"
+    holds = "memory" not in written or limits.memory_bytes <= bound.memory_bytes
+    yield holds, "limits.memory", f"is above the {format_size(bound.memory_bytes)} {of}"
+    yield "cpus" not in written or limits.cpus <= bound.cpus, "limits.cpus", f"is above the {bound.cpus:g} {of}"
+    yield "pids" not in written or limits.pids <= bound.pids, "limits.pids", f"is above the {bound.pids} {of}"
+
+
+def _triggers(spec: FunctionSpec) -> Iterator[Rule]:
+    yield len(spec.triggers) <= TRIGGERS_LIMIT, "trigger", f"{len(spec.triggers)} triggers; {TRIGGERS_LIMIT} at most, a wildcard takes many"
+    for index, trigger in enumerate(spec.triggers):
+        problem = subjects.problem_with(trigger.subject)
+        yield problem is None, f"trigger[{index}].subject", f"{trigger.subject[:80]!r}: {problem}"
+
+
+def _output(spec: FunctionSpec) -> Iterator[Rule]:
+    subject = spec.output.publish
+    if subject:
+        problem = subjects.problem_with(subject)
+        if problem is None and ("*" in subject or ">" in subject):
+            problem = "a result goes to one subject; a wildcard is none"
+        yield problem is None, "output.publish", f"{subject[:80]!r}: {problem}"
+
+
+def _dependencies(spec: FunctionSpec) -> Iterator[Rule]:
+    yield len(spec.dependencies) <= DEPENDENCIES_LIMIT, "dependencies", f"{len(spec.dependencies)}; {DEPENDENCIES_LIMIT} at most"
+    for index, text in enumerate(spec.dependencies):
+        problem = f'{text[:80]!r}: write a package and its versions, like "pillow>=11"; no options, addresses or paths'
+        yield is_requirement(text), f"dependencies[{index}]", problem
+
+
+def _env(spec: FunctionSpec) -> Iterator[Rule]:
+    for name, value in spec.env.items():
+        holds = _VARIABLE.fullmatch(name) is not None
+        yield holds, "env", f"{name[:80]!r} is no name of a variable; begin with a letter or _, then letters, digits and _"
+        yield "\0" not in value, f"env.{name}", "has a zero character, which no variable can hold"
+    size_bytes = sum(len(f"{name}={value}".encode()) for name, value in spec.env.items())
+    yield size_bytes <= ENV_BYTES, "env", f"has {format_size(size_bytes)}; {format_size(ENV_BYTES)} at most, put more into a file"
+
+
+def _mounts(spec: FunctionSpec) -> Iterator[Rule]:
+    yield len(spec.mounts) <= MOUNTS_LIMIT, "mount", f"{len(spec.mounts)} mounts; {MOUNTS_LIMIT} at most"
+    targets: set[str] = set()
+    for index, mount in enumerate(spec.mounts):
+        key, target, source = f"mount[{index}]", mount.target, mount.source
+        holds = _TARGET.fullmatch(target) is not None
+        yield holds, f"{key}.target", f"{target[:80]!r} is no plain name; begin with a-z, then a-z, 0-9, _ and -, at most 63"
+        yield target not in targets, f"{key}.target", f"{target!r} is taken already; give each mount another name"
+        plain = source.isprintable() and all(part not in ("", ".", "..") for part in source.removeprefix("/").split("/"))
+        yield plain, f"{key}.source", f'{source[:80]!r} is no folder; write it like "assets/model" or "/data/model", without . and ..'
+        targets.add(target)
 
 
 def is_requirement(text: str) -> bool:
@@ -16,7 +168,7 @@ def is_requirement(text: str) -> bool:
         return False
     wanted, semicolon, marker = text.strip().partition(";")
     name = _PACKAGE.match(wanted)
-    if name is None or (semicolon and not re.fullmatch(r"[A-Za-z0-9_.'\"<>=!~(), +*-]+", marker.strip())):
+    if name is None or (semicolon and not _MARKER.fullmatch(marker.strip())):
         return False
     rest = wanted[name.end() :].strip()
     if extras := _EXTRAS.match(rest):

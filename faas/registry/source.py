@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterator, Mapping
 
 from faas.errors import SpecInvalid
+from faas.registry.bundle import Declaration
 
 _ASYNC = "async handlers and generators are not supported yet; write a plain function"
 
 
-def check_handler(folder: str, handler: str, files: Mapping[str, bytes]) -> None:
+def check_handler(declaration: Declaration, handler: str, files: Mapping[str, bytes]) -> None:
     """Raises SpecInvalid where `module:attribute` names no function or class with `handle` in these files."""
     module, colon, attribute = handler.partition(":")
-    spec_file = f"{folder}/function.toml"
-    if not colon or not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise SpecInvalid(spec_file, "handler", f"{handler[:80]!r}: write module:attribute, like handler:handle")
+    own = declaration.is_single_file and module == declaration.entry.stem  # importlib takes what is no identifier
+    if not colon or not attribute.isidentifier() or not (own or all(part.isidentifier() for part in module.split("."))):
+        raise SpecInvalid(declaration.file, "handler", f"{handler[:80]!r}: write module:attribute, like {declaration.handler}")
     path = next((p for p in (f"{module.replace('.', '/')}.py", f"{module.replace('.', '/')}/__init__.py") if p in files), None)
     if path is None:
-        raise SpecInvalid(spec_file, "handler", f"there is no {module.replace('.', '/')}.py in the folder")
-    file = f"{folder}/{path}"
+        missing = f"there is no {module.replace('.', '/')}.py in the folder"
+        raise SpecInvalid(
+            declaration.file,
+            "handler",
+            f"a single file has one module; write {declaration.handler}" if declaration.is_single_file else missing,
+        )
+    file = path if declaration.is_single_file else f"{declaration.entry.name}/{path}"
     try:
-        tree = ast.parse(files[path], filename=file)
+        tree = _parse(files[path])
     except SyntaxError as error:
-        raise SpecInvalid(file, "", f"line {error.lineno or 1}: {error.msg}") from error
+        raise SpecInvalid(file, "", f"{error.msg}", line=error.lineno or 1) from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise SpecInvalid(file, "", f"line 1: cannot be parsed: {str(error) or 'nested too deeply'}") from error
+        raise SpecInvalid(file, "", f"cannot be parsed: {str(error) or 'nested too deeply'}", line=1) from error
     definition = _find(tree.body, attribute)
     if isinstance(definition, ast.ClassDef):
-        inherits, body = bool(definition.bases), definition.body
+        at, inherits, body = definition.lineno, bool(definition.bases), definition.body
         definition = _find(body, "handle")
         if definition is None and not inherits and not _assigned(body, "handle"):
-            raise SpecInvalid(file, "", f"the class {attribute} has no handle(self, event, ctx)")
+            raise SpecInvalid(file, "", f"the class {attribute} has no handle(self, event, ctx)", line=at)
     elif definition is None and not _assigned(tree.body, attribute):
         raise SpecInvalid(
             file, "", f'has no {attribute}; write `def {attribute}(event, ctx)`, or name another with handler = "module:attribute"'
         )
     if isinstance(definition, ast.AsyncFunctionDef) or (isinstance(definition, ast.FunctionDef) and _yields(definition)):
-        raise SpecInvalid(file, "", f"line {definition.lineno}: {_ASYNC}")
+        raise SpecInvalid(file, "", _ASYNC, line=definition.lineno)
+
+
+def may_be_meant(source: bytes) -> str:
+    """Why a Python file without a block may be meant as a function, and what to type then; "" where it hardly is."""
+    try:
+        meant = _find(_parse(source).body, "handle") is not None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "is no function and no Python that can be parsed"
+    return "has a handle and is no function: it has no block of `# /// faas` and `# ///`" if meant else ""
+
+
+def _parse(source: bytes) -> ast.Module:
+    """Raises SyntaxError, ValueError, RecursionError, MemoryError; what Python would only warn of is the author's to hear, not the node's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source)
 
 
 def _find(body: list[ast.stmt], name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | None:

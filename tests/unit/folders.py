@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from faas.model import FunctionReport, FunctionVersion, ProfileLimits, RuntimeProfile
@@ -20,8 +21,16 @@ def folder(root: Path, name: str, spec: str | bytes = "", handler: str | bytes =
     return made
 
 
+def single(root: Path, name: str, block: str = "", code: str = HANDLER) -> Path:
+    """A function in one file: a line of the block for each line of `block`."""
+    made = root / f"{name}.py"
+    made.write_text("".join(f"{line}\n" for line in ["# /// faas", *(f"# {line}" for line in block.splitlines()), "# ///"]) + code)
+    return made
+
+
 def read(root: Path) -> tuple[list[FunctionVersion], list[FunctionReport]]:
-    return read_functions(root, PROFILES)
+    functions, invalid, _ = read_functions(root, PROFILES)
+    return functions, invalid
 
 
 def only_error(root: Path) -> str:
@@ -29,3 +38,8 @@ def only_error(root: Path) -> str:
     assert functions == []
     (report,) = invalid
     return report.error
+
+
+def without_line(error: str) -> str:
+    """An error without the number of its line, where it has one."""
+    return re.sub(r": line \d+: ", ": ", error, count=1)

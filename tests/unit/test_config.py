@@ -10,6 +10,8 @@ from faas.config import load_file, node_name, parse_address
 from faas.errors import ConfigInvalid
 
 FULL = """
+[node]
+mounts = ["/data", "/srv/weights"]
 [bus]
 sync = "default"
 ack_wait = "2s"
@@ -36,7 +38,8 @@ def write(tmp_path: Path, text: str | bytes) -> Path:
 
 def test_nothing_written_is_the_defaults_of_the_contract() -> None:
     """The embedded server syncs always; nothing costs until a table says so."""
-    bus, pool, prices = load_file(None, {})
+    parsed = load_file(None, {})
+    bus, pool, prices = parsed.bus, parsed.pool, parsed.prices
 
     assert (bus.sync, bus.ack_wait_s, bus.replicas, bus.outcome_retention_s) == ("always", 20, 1, 86_400)
     assert pool.slots_or_default >= 4
@@ -45,9 +48,11 @@ def test_nothing_written_is_the_defaults_of_the_contract() -> None:
 
 def test_every_key_is_read(tmp_path: Path) -> None:
     """The whole of what a node may be told today."""
-    bus, pool, prices = load_file(write(tmp_path, FULL), {})
+    parsed = load_file(write(tmp_path, FULL), {})
+    bus, pool, prices = parsed.bus, parsed.pool, parsed.prices
 
     assert (bus.sync, bus.ack_wait_s, bus.replicas, bus.max_payload_bytes, bus.max_bytes) == ("default", 2, 3, 2**21, 2**30)
+    assert parsed.node.mounts == ("/data", "/srv/weights")
     assert pool.slots_or_default == 3
     assert prices.gpu_hour == {"H200": 4.0, "default": 2.0}
     assert prices.bill_loading
@@ -56,7 +61,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
 def test_an_environment_variable_wins_over_the_file(tmp_path: Path) -> None:
     """One setting for one start, without editing a file."""
     environ = {"FAAS_BUS__ACK_WAIT": "5s", "FAAS_POOL__SLOTS": "7", "FAAS_NATS": "nats://ignored", "OTHER__X": "1"}
-    bus, pool, _ = load_file(write(tmp_path, FULL), environ)
+    parsed = load_file(write(tmp_path, FULL), environ)
+    bus, pool = parsed.bus, parsed.pool
 
     assert (bus.ack_wait_s, bus.sync, pool.slots) == (5, "default", 7)
 
@@ -79,7 +85,10 @@ def test_an_environment_variable_wins_over_the_file(tmp_path: Path) -> None:
         ('[[policy]]\nname = "a"', ("policy", "not supported yet")),
         ("[secrets]\n", ("secrets", "not supported yet")),
         ("[http]\n", ("http", "not supported yet")),
-        ("[node]\n", ("node", "not supported yet")),
+        ('[node]\nmounts = ["data"]', ("node.mounts", "absolute")),
+        ('[node]\nmounts = ["/data/../etc"]', ("node.mounts", "absolute")),
+        ('[node]\nmounts = "/data"', ("node.mounts", "a list")),
+        ('[node]\nmount = ["/data"]', ("node.mount", "did you mean mounts")),
         ("[bus\n", ("line 1",)),
         (b"\xff\xfe", ("UTF-8",)),
         ("bus = 1", ("bus",)),
@@ -111,9 +120,16 @@ def test_a_wrong_variable_is_named_as_such() -> None:
 def test_a_variable_is_read_by_the_type_of_its_key() -> None:
     """A version that looks like a date or a number is text all the same."""
     environ = {"FAAS_PRICES__VERSION": "2026-11-01", "FAAS_PRICES__GPU_HOUR": "{ H200 = 4 }", "FAAS_PRICES__BILL_LOADING": "true"}
-    _, _, prices = load_file(None, environ)
+    prices = load_file(None, environ).prices
 
     assert (prices.version, prices.gpu_hour, prices.bill_loading) == ("2026-11-01", {"H200": 4.0}, True)
+
+
+def test_a_variable_may_be_a_list() -> None:
+    """As TOML writes it; one folder without brackets is told so."""
+    assert load_file(None, {"FAAS_NODE__MOUNTS": '["/data"]'}).node.mounts == ("/data",)
+    with pytest.raises(ConfigInvalid, match="FAAS_NODE__MOUNTS: must be a list"):
+        load_file(None, {"FAAS_NODE__MOUNTS": "/data"})
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_dependencies_are_taken_with_their_lock(tmp_path: Path) -> None:
 def test_whoever_makes_a_lock_reads_what_has_none_yet(tmp_path: Path) -> None:
     """Else nobody could make the first one."""
     folder(tmp_path, "fn", 'dependencies = ["pillow>=11"]')
-    ((function,), invalid) = read_functions(tmp_path, PROFILES, locked=False)
+    ((function,), invalid, _) = read_functions(tmp_path, PROFILES, locked=False)
 
     assert invalid == []
     assert function.lock == b""
