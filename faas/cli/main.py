@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
+from faas.cli.options import asks_for_json, say_error
 from faas.errors import ConfigInvalid, FaasError, ServerFailed, StateLocked
 from faas.version import __version__
 
@@ -35,6 +37,11 @@ Example: faas publish demo.hello '{"name": "Ada"}' --wait""",
 A failure prints outcome, code and message to standard error and exits 1.
 
 Example: faas invoke hello '{"name": "Ada"}'""",
+    "faas.cli.new:new": """Make a function folder that runs as it is: handler, function.toml, example event, test.
+
+Templates: plain (a function), class (loads once, answers often), stream (a generator), async, torch (a model, on a GPU where there is one).
+
+Example: faas new thumb --template class""",
     "faas.cli.functions:functions": """List the functions of all nodes, the invalid ones with what is wrong.
 
 Example: faas functions --json""",
@@ -56,18 +63,24 @@ USAGE, FAILED = 2, 1
 def main() -> None:
     """Run the command line; exit 0 where it went well, 1 where the thing failed, 2 where what was typed or configured is wrong."""
     try:
-        code = app(print_error=True, exit_on_error=False)
-    except CycloptsError:
-        sys.exit(USAGE)
+        code = app(print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        _fail("usage", f"{str(error).rstrip('.')}; `faas {' '.join(error.command_chain or ())}".rstrip() + " --help` says more", USAGE)
     except (ConfigInvalid, StateLocked, ServerFailed) as error:
-        print(f"faas: {error}", file=sys.stderr)
-        sys.exit(USAGE)
+        _fail(error.code, str(error), USAGE)
     except FaasError as error:
-        print(f"faas: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+        _fail(error.code, str(error), FAILED)
+    except UnicodeEncodeError as error:
+        _fail(ConfigInvalid.code, f"{error.object[:200]!r} is no UTF-8 text, which paths and names must be here", USAGE)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read has gone; nobody is left to tell
         sys.exit(FAILED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(code: str, detail: str, status: int) -> NoReturn:
+    """Say what is wrong on standard error, in one sentence, or with --json as one line of JSON, and exit."""
+    say_error(code, detail, json=asks_for_json(sys.argv[1:]))
+    sys.exit(status)

@@ -6,6 +6,7 @@ import json
 import mimetypes
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,6 +90,25 @@ def headers(pairs: tuple[str, ...], content_type: str) -> dict[str, str]:
     return found
 
 
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line says --json, read where it could not be parsed too; what stands behind `--` is data."""
+    return "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
+
+
+def say_error(code: str, detail: str, *, json: bool) -> None:
+    """An error on standard error: a sentence for people, or one line of JSON for programs."""
+    print(json_line({"error": code, "detail": detail}) if json else f"faas: {detail}", file=sys.stderr)
+
+
+def readable(path: Path, option: str) -> Path:
+    """The path as it is. Raises ConfigInvalid where it is no UTF-8 text: it goes into configuration files and messages."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigInvalid(f"{option} {str(path)!r} is no UTF-8 text; choose another folder") from None
+    return path
+
+
 def console() -> Console:
     """Where tables go. What functions are called and return is text, never markup; what is no terminal gets room for whole lines."""
     from rich.console import Console
@@ -100,6 +120,11 @@ def console() -> Console:
 def print_json(value: object) -> None:
     """One JSON document on standard output."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def json_line(value: object) -> str:
+    """One JSON document on one line; what is no UTF-8 stands as escapes."""
+    return json.dumps(value)
 
 
 def print_body(body: bytes) -> None:

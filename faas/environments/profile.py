@@ -43,6 +43,11 @@ def shipped_functions() -> Path:
     return _shipped("functions")
 
 
+def shipped_templates() -> Path:
+    """The folder of the templates of `faas new`: inside a wheel, else in the checkout."""
+    return _shipped("templates")
+
+
 def _shipped(name: str) -> Path:
     package = Path(__file__).resolve().parents[1]
     in_wheel = package / "shipped" / name

@@ -6,10 +6,13 @@ import asyncio
 import json
 import os
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
+from node import command
 
+import faas
 from faas.environments.build import Builder
 from faas.environments.profile import load_profile, shipped_functions, shipped_runtimes
 from faas.model import Environment
@@ -108,3 +111,22 @@ async def test_its_modules_are_compiled(ai: Environment) -> None:
     torch = next(Path(ai.python).parent.parent.glob("lib/python*/site-packages/torch"))
 
     assert list(torch.glob("__pycache__/__init__.*.pyc"))
+
+
+async def test_a_new_torch_function_passes_its_own_test(ai: Environment, tmp_path: Path) -> None:
+    """What `faas new --template torch` makes is skipped without torch; here it has it."""
+    code, _, err = await command("new", "sine", "--template", "torch", "--functions", str(tmp_path))
+    assert (code, err) == (0, "")
+
+    packages = os.pathsep.join([str(Path(faas.__file__).parents[1]), sysconfig.get_path("purelib")])  # for pytest, and `import faas`
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [ai.python, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "--rootdir", ".", "."],
+        cwd=tmp_path / "sine",
+        env=os.environ | {"PYTHONPATH": packages},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "4 passed" in done.stdout, done.stdout + done.stderr
