@@ -106,10 +106,10 @@ def _placed(declaration: Declaration, profiles: Mapping[str, RuntimeProfile], mo
 
 
 def _make(declaration: Declaration, spec: FunctionSpec, mounts: Sequence[str] | None) -> FunctionVersion:
+    folders = () if mounts is None else find_mounts(declaration, spec, mounts)
     bundle = read_bundle(declaration, inside_sources(spec))
     check_handler(declaration, spec.handler, {file.path: file.data for file in bundle.files})
     lock = bundle.lock if spec.dependencies else b""
-    folders = () if mounts is None else find_mounts(declaration, spec, mounts)
     if spec.dependencies and not lock and mounts is not None:
         raise SpecInvalid(declaration.file, "dependencies", f"not locked yet; type: faas lock {spec.name}")
     inside = [(folder.target, folder.digest.encode()) for folder in folders if folder.copied]
