@@ -135,8 +135,11 @@ class _Node:
             builder = await stack.enter_async_context(Builder(config.state / "environments"))
             outcomes = Outcomes(bus)
             build = partial(builder.ensure, progress=on_build)
+            build_overlay = partial(builder.ensure_overlay, progress=on_build)
             limit_bytes = outcomes.result_limit_bytes(1)
-            pool = await stack.enter_async_context(WorkerPool.open(config.pool, backend, build, result_limit_bytes=limit_bytes))
+            pool = await stack.enter_async_context(
+                WorkerPool.open(config.pool, backend, build, build_overlay=build_overlay, result_limit_bytes=limit_bytes)
+            )
             dispatcher = _dispatcher(config, outcomes, pool=pool, usage=usage, captured=captured)
             heartbeats = await stack.enter_async_context(Heartbeats.open(config.bus.ack_wait_s))
             service = await stack.enter_async_context(Service.open(bus, node=config.node, version=__version__))
@@ -262,4 +265,5 @@ def _log_output(worker: Worker, stream: str, line: str) -> None:
 
 
 def _log_build(progress: BuildProgress) -> None:
-    log.info("environment.building", profile=progress.profile, phase=progress.phase, download_bytes=progress.download_bytes)
+    whose = {"function": progress.function} if progress.function else {"profile": progress.profile}
+    log.info("environment.building", **whose, phase=progress.phase, download_bytes=progress.download_bytes)

@@ -81,7 +81,8 @@ def _say(progress: BuildProgress) -> None:
 def describe(progress: BuildProgress) -> str:
     """A step of a build in one line: what, how large, how long so far."""
     size = f" ({format_size(progress.download_bytes)} to download)" if progress.download_bytes else ""
-    return f"environment of {progress.profile}{size}: {progress.phase}, {progress.elapsed_s:.1f} s"
+    what = f"packages of {progress.function}" if progress.function else f"environment of {progress.profile}"
+    return f"{what}{size}: {progress.phase}, {progress.elapsed_s:.1f} s"
 
 
 def _profiles(name: str | None, runtimes: Path | None) -> list[RuntimeProfile]:

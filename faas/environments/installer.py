@@ -44,11 +44,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class InstallerFailed(Exception):
-    """uv ended with an error, or could not be started. `output` is all of its last lines."""
+    """uv ended with an error, or could not be started. `output` is all of its last lines; `signal` what killed it, 0 where nothing did."""
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, output: str, *, signal: int = 0) -> None:
         super().__init__(output)
-        self.output = output
+        self.output, self.signal = output, signal
 
 
 def find_uv(profile: str) -> str:
@@ -97,7 +97,8 @@ async def run_uv(uv: str, arguments: Sequence[str], *, folder: Path, on_line: Ca
     try:
         tail = await _read_lines(process, on_line)
         if await process.wait() != 0:
-            raise InstallerFailed("\n".join(tail) or f"uv ended with code {process.returncode} and said nothing")
+            said = "\n".join(tail) or f"uv ended with code {process.returncode} and said nothing"
+            raise InstallerFailed(said, signal=max(0, -(process.returncode or 0)))
     finally:
         if process.returncode is None:
             _kill_group(process.pid)
@@ -208,6 +209,11 @@ class Sources(msgspec.Struct, frozen=True):
     arguments: tuple[str, ...] = ()
     absent: tuple[Pin, ...] = ()
 
+    @classmethod
+    def of(cls, folders: Sequence[Path]) -> Sources:
+        """These folders of wheels."""
+        return cls(tuple(word for folder in folders for word in ("--find-links", str(folder))))
+
 
 async def find_sources(pins: Sequence[Pin], interpreter: Interpreter) -> Sources:
     """Where to get the pins that carry a local version, like 2.13.0+cpu, which no package index has.
@@ -221,4 +227,4 @@ async def find_sources(pins: Sequence[Pin], interpreter: Interpreter) -> Sources
     absent = tuple(pin for pin in local if not has_wheel(folders, pin, interpreter))
     if absent:
         return Sources(TORCH_INDEX, absent)
-    return Sources(tuple(word for folder in folders for word in ("--find-links", str(folder))))
+    return Sources.of(folders)

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from faas.environments.build import explain
+from faas.environments.failure import failed, of_profile
 from faas.environments.installer import InstallerFailed, Sources, find_sources, find_uv, plain_name, run_uv
 from faas.environments.interpreter import Interpreter, find_interpreter
 from faas.environments.lockfile import (
@@ -100,7 +100,7 @@ async def lock(profile: RuntimeProfile) -> LockReport:
             body = _with_hashes(profile, await resolution.compile(source.text), source)
             size_bytes, unsized = await resolution.measure(body)
     except InstallerFailed as error:
-        raise EnvironmentFailed(profile.name, explain(error.output, profile, interpreter, absent=sources.absent)) from error
+        raise failed(error, of_profile(profile), interpreter, absent=sources.absent) from error
     data = (_header(profile, interpreter, digest=digest, size_bytes=size_bytes, unsized=unsized) + body).encode()
     changed = await asyncio.to_thread(_replace, profile, data)
     return LockReport(

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from faas.errors import EnvironmentFailed
-from faas.model import RuntimeProfile
+from faas.model import FunctionVersion, RuntimeProfile
 
 WORKER_REQUIREMENTS = ("msgspec>=0.19",)
 """What `faas.worker` itself imports, beside the standard library: part of every environment."""
@@ -62,6 +62,14 @@ def read_lock(profile: RuntimeProfile) -> LockFile:
         raise EnvironmentFailed(profile.name, f"{path.name} is no UTF-8 text; type: faas lock {profile.name}") from error
     except OSError as error:
         raise EnvironmentFailed(profile.name, f"{path.name} cannot be read ({error.strerror}); type: faas lock {profile.name}") from error
+
+
+def read_function_lock(function: FunctionVersion) -> LockFile:
+    """The lock of a function's own dependencies. Raises EnvironmentFailed where it is no text."""
+    try:
+        return parse_lock(function.lock)
+    except UnicodeDecodeError as error:
+        raise EnvironmentFailed(function.spec.name, f"its lock is no UTF-8 text; type: faas lock {function.spec.name}") from error
 
 
 def parse_lock(data: bytes) -> LockFile:

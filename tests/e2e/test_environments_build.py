@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from faas.environments.build import RECORD_FILE, Builder, BuildProgress
+from faas.environments.build import Builder, BuildProgress
 from faas.environments.installer import run_uv
 from faas.environments.interpreter import own_interpreter
 from faas.environments.lockfile import read_lock
 from faas.environments.profile import load_profile, shipped_runtimes
+from faas.environments.store import RECORD_FILE
 from faas.errors import EnvironmentFailed
 from faas.model import RuntimeProfile
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from faas.environments.build import environment_digest, explain
-from faas.environments.installer import child_environ, fits, wheel_folders
+from faas.environments.build import environment_digest
+from faas.environments.failure import explain, of_profile
+from faas.environments.installer import InstallerFailed, child_environ, fits, wheel_folders
 from faas.environments.interpreter import Interpreter, find_interpreter, own_interpreter
 from faas.environments.lock import parse_source
 from faas.environments.lockfile import Pin, is_stale, lock_path, parse_lock, read_lock, source_digest, source_path
@@ -203,7 +204,7 @@ async def test_a_shim_without_a_version_behind_it_is_passed_over(tmp_path: Path,
 )
 def test_a_failed_build_says_first_what_to_do_and_then_what_uv_said(output: str, sentence: str) -> None:
     """uv's words alone name neither the lock nor the command that mends it."""
-    detail = explain(output, PROFILE, PY311)
+    detail = explain(InstallerFailed(output), of_profile(PROFILE), PY311)
 
     assert detail.startswith(sentence) or sentence in detail.partition("\n")[0]
     assert detail.endswith(output)
@@ -211,6 +212,8 @@ def test_a_failed_build_says_first_what_to_do_and_then_what_uv_said(output: str,
 
 def test_a_wheel_that_is_nowhere_to_be_had_is_named() -> None:
     """On a closed machine the lock's file for another Python is out of reach, which uv's words about an index do not say."""
-    detail = explain("  cause: Failed to fetch: the index", PROFILE, PY311, absent=(Pin("torch", "2.13.0+cpu"),))
+    detail = explain(
+        InstallerFailed("  cause: Failed to fetch: the index"), of_profile(PROFILE), PY311, absent=(Pin("torch", "2.13.0+cpu"),)
+    )
 
     assert "no find-links folder of pip has torch 2.13.0+cpu for Python 3.11 on linux-x86_64" in detail
