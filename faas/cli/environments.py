@@ -16,7 +16,7 @@ from faas.units import format_size
 
 if TYPE_CHECKING:
     from faas.environments.build import BuildProgress
-    from faas.environments.lock import LockReport
+    from faas.environments.resolution import LockReport
     from faas.model import Environment, RuntimeProfile
 
 Runtimes = Annotated[Path | None, Parameter(help="Folder of the runtime profiles; default runtimes, else those that come with faas.")]

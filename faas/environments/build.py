@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -91,7 +92,7 @@ class Builder:
         interpreter = await find_interpreter(profile.name, profile.python)
         digest = environment_digest(profile, lock.data, interpreter)
         report = _reporter(progress, profile, lock)
-        installation = _Installation(of_profile(profile), lock, interpreter, self._uv, self.store.folder, report)
+        installation = self._installation(of_profile(profile), lock, interpreter, report=report)
 
         async def make(place: Path) -> Environment:
             await installation.environment(place)
@@ -107,11 +108,11 @@ class Builder:
             return environment
         lock = read_function_lock(function)
         digest = overlay_digest(environment.digest, lock.data)
-        if not lock.pins:  # all that it asks for is in the profile's environment
+        if lock.is_empty:  # all that it asks for is in the profile's environment
             return msgspec.structs.replace(environment, digest=digest, size_bytes=0)
         interpreter = await find_interpreter(profile.name, profile.python)
-        report = _reporter(progress, profile, lock, function.spec.name)
-        installation = _Installation(of_function(function), lock, interpreter, self._uv, self.store.folder, report)
+        report = _reporter(progress, profile, lock, function=function.spec.name)
+        installation = self._installation(of_function(function), lock, interpreter, report=report)
 
         async def make(place: Path) -> Environment:
             await installation.overlay(place, environment.python)
@@ -121,13 +122,16 @@ class Builder:
         built = await self.store.once(digest, make, name=function.spec.name, report=report)
         return msgspec.structs.replace(built, profile=profile.name, python=environment.python)
 
+    def _installation(self, whose: Whose, lock: LockFile, interpreter: Interpreter, *, report: Report) -> _Installation:
+        return _Installation(whose=whose, lock=lock, interpreter=interpreter, uv=self._uv, folder=self.store.folder, report=report)
+
 
 def _of(profile: RuntimeProfile, built: Environment | None) -> Environment | None:
     """Two profiles of one content share an environment, which has the name of the one that asks."""
     return None if built is None else msgspec.structs.replace(built, profile=profile.name)
 
 
-def _reporter(progress: Progress, profile: RuntimeProfile, lock: LockFile, function: str = "") -> Report:
+def _reporter(progress: Progress, profile: RuntimeProfile, lock: LockFile, *, function: str = "") -> Report:
     started = time.monotonic()
 
     def report(phase: str) -> None:
@@ -139,42 +143,46 @@ def _reporter(progress: Progress, profile: RuntimeProfile, lock: LockFile, funct
     return report
 
 
+@dataclass(slots=True, kw_only=True)
 class _Installation:
     """uv at work on one lock, in a folder that is not yet what it will be called. Raises EnvironmentFailed."""
 
-    def __init__(self, whose: Whose, lock: LockFile, interpreter: Interpreter, uv: str, folder: Path, report: Report) -> None:
-        self._whose, self._lock, self._interpreter = whose, lock, interpreter
-        self._uv, self._folder, self._report = uv, folder, report
+    whose: Whose
+    lock: LockFile
+    interpreter: Interpreter
+    uv: str
+    folder: Path
+    report: Report
 
     async def environment(self, place: Path) -> None:
         """A virtual environment that holds exactly what the lock says."""
-        sources = await find_sources(self._lock.pins, self._interpreter)
+        sources = await find_sources(self.lock.pins, self.interpreter)
         try:
-            self._report("creating")
-            await self._run("venv", "--quiet", "--no-project", "--relocatable", "--python", self._interpreter.executable, str(place))
+            self.report("creating")
+            await self._run("venv", "--quiet", "--no-project", "--relocatable", "--python", self.interpreter.executable, str(place))
             await self._install(
                 *("sync", "--python", str(place / "bin" / "python"), "--allow-empty-requirements"),
                 *(*sources.arguments, self._copy_lock(place)),
             )
         except InstallerFailed as error:
-            raise failed(error, self._whose, self._interpreter, absent=sources.absent) from error
+            raise failed(error, self.whose, self.interpreter, absent=sources.absent) from error
 
     async def overlay(self, place: Path, python: str) -> None:
         """The packages of the lock alone, in a folder of their own, for this interpreter."""
         packages = place / PACKAGES_FOLDER
         packages.mkdir(parents=True)
         arguments = ("install", "--python", python, "--target", str(packages), "--no-deps", "-r", self._copy_lock(place))
-        sources = await find_sources(self._lock.pins, self._interpreter)
+        sources = await find_sources(self.lock.pins, self.interpreter)
         try:
             if not await self._install_offline(*arguments):
                 await self._install(*arguments, *sources.arguments)
         except InstallerFailed as error:
-            raise failed(error, self._whose, self._interpreter, absent=sources.absent) from error
+            raise failed(error, self.whose, self.interpreter, absent=sources.absent) from error
 
     async def _install_offline(self, *arguments: str) -> bool:
         """From the machine's folders of wheels alone, where they have everything; False where they have not, or have other files than the lock's."""
         folders = await wheel_folders(os.environ)
-        if not all(has_wheel(folders, pin, self._interpreter) for pin in self._lock.pins):
+        if not all(has_wheel(folders, pin, self.interpreter) for pin in self.lock.pins):
             return False
         try:
             await self._install(*arguments, "--no-index", *Sources.of(folders).arguments)
@@ -187,20 +195,20 @@ class _Installation:
     def _copy_lock(self, place: Path) -> str:
         """Installed from a copy: the digest is of these bytes, and the file may be edited meanwhile."""
         copy = place / "requirements.lock"
-        copy.write_bytes(self._lock.data)
+        copy.write_bytes(self.lock.data)
         return str(copy)
 
     async def _install(self, *arguments: str) -> None:
-        self._report("resolving")
+        self.report("resolving")
         await self._run("pip", *arguments, "--require-hashes", "--compile-bytecode")
 
     async def _run(self, *arguments: str) -> None:
-        await run_uv(self._uv or find_uv(self._whose.name), arguments, folder=self._folder, on_line=self._hear)
+        await run_uv(self.uv or find_uv(self.whose.name), arguments, folder=self.folder, on_line=self._hear)
 
     def _hear(self, line: str) -> None:
         """uv's messages as phases."""
         downloading = _DOWNLOADING.match(line.strip())
         if downloading is not None:
-            self._report(f"downloading {downloading[1]} ({downloading[2]})")
+            self.report(f"downloading {downloading[1]} ({downloading[2]})")
         elif (phase := _PHASES.get(line.partition(" ")[0])) is not None:
-            self._report(phase)
+            self.report(phase)

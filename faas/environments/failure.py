@@ -74,6 +74,8 @@ def explain(error: InstallerFailed, whose: Whose, interpreter: Interpreter, *, a
         sentence = "a package index did not answer; check the network (or pip's find-links folders) and try again"
     elif "No space left" in output:
         sentence = "the disk is full; free some space and try again"
+    elif "No solution found" in output:
+        sentence = f"{whose.source} cannot be satisfied: no set of versions fits together; uv's last lines say why"
     elif unlocked is not None:
         sentence = f"{lock} does not pin everything by hash; type: faas lock {whose.name}"
     else:

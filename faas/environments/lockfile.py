@@ -19,7 +19,10 @@ SOURCE_KEY = "source-sha256"
 DOWNLOAD_KEY = "download-bytes"
 
 _HEADER = re.compile(r"^# (?P<key>[a-z0-9-]+): (?P<value>\S+)", re.MULTILINE)
-_PIN = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)\s*(?:;\s*(?P<marker>[^\\\n]*?))?\s*\\?$", re.MULTILINE)
+_PIN = re.compile(
+    r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)\s*(?:;\s*(?P<marker>[^\\\n]*?))?\s*(?:--hash=\S+\s*?)*\\?$",
+    re.MULTILINE,
+)
 
 
 class Pin(msgspec.Struct, frozen=True):
@@ -37,6 +40,11 @@ class LockFile(msgspec.Struct, frozen=True, kw_only=True):
     pins: tuple[Pin, ...]
     source_sha256: str = ""
     download_bytes: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to install: comments alone."""
+        return all(not line.strip() or line.startswith(b"#") for line in self.data.splitlines())
 
 
 def lock_path(profile: RuntimeProfile) -> Path:
