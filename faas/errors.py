@@ -90,8 +90,9 @@ class MountFailed(EnvironmentFailed):
     """What a function mounts cannot be put in place. To whoever waits, a part of its environment is missing."""
 
     def __init__(self, function: str, source: str, detail: str) -> None:
-        FaasError.__init__(self, f"mount of {function}: {source}: {detail}")
-        self.profile, self.detail = function, f"{source}: {detail}"
+        detail = f"{source}: {detail}".encode("utf-8", "backslashreplace").decode()  # names on a disk may be no text
+        FaasError.__init__(self, f"mount of {function}: {detail}")
+        self.profile, self.detail = function, detail
 
 
 class ColdStartFailed(FaasError):

@@ -62,6 +62,8 @@ class Bundle:
 
 def find_declaration(entry: Path) -> Declaration | NoFunction:
     """What an entry of the functions folder declares. Raises SpecInvalid, OSError."""
+    if not entry.name.isprintable():
+        raise SpecInvalid(entry.name, "", "its name is no printable text; rename it")
     if entry.is_dir():
         file = f"{entry.name}/{SPEC_FILE}"
         try:

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Mapping
 
 from faas.errors import SpecInvalid
 from faas.registry.bundle import Declaration
+from faas.units import format_size
 
+PARSED_LIMIT_BYTES = 2**20
+"""A syntax tree takes up to a thousand times its source: 951 MiB and 3 s for this much."""
 _ASYNC = "async handlers and generators are not supported yet; write a plain function"
 
 
@@ -27,12 +30,14 @@ def check_handler(declaration: Declaration, handler: str, files: Mapping[str, by
             f"a single file has one module; write {declaration.handler}" if declaration.is_single_file else missing,
         )
     file = path if declaration.is_single_file else f"{declaration.entry.name}/{path}"
+    if len(files[path]) > PARSED_LIMIT_BYTES:
+        raise SpecInvalid(file, "", f"has {format_size(len(files[path]))}; {format_size(PARSED_LIMIT_BYTES)} at most where the handler is")
     try:
         tree = _parse(files[path])
-    except SyntaxError as error:
-        raise SpecInvalid(file, "", f"{error.msg}", line=error.lineno or 1) from error
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise SpecInvalid(file, "", f"cannot be parsed: {str(error) or 'nested too deeply'}", line=1) from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        told = error.msg if isinstance(error, SyntaxError) else f"cannot be parsed: {str(error) or 'nested too deeply'}"
+        line = (error.lineno if isinstance(error, SyntaxError) else 0) or _line_of_zero(files[path])
+        raise SpecInvalid(file, "", told, line=line) from error
     definition = _find(tree.body, attribute)
     if isinstance(definition, ast.ClassDef):
         at, inherits, body = definition.lineno, bool(definition.bases), definition.body
@@ -61,6 +66,12 @@ def _parse(source: bytes) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(source)
+
+
+def _line_of_zero(source: bytes) -> int:
+    """Of the first zero byte, for which Python gives no line; 0 where there is none."""
+    before, zero, _ = source.partition(b"\0")
+    return before.count(b"\n") + 1 if zero else 0
 
 
 def _find(body: list[ast.stmt], name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | None:

@@ -77,8 +77,9 @@ def lock_file(folder: Path, function: FunctionVersion) -> Path:
 
 
 def _as_text(name: str) -> str:
-    """A name that the disk has, as something that can be printed and sent: bytes that are no UTF-8 stand as escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """What the disk has as names, as one line that can be printed and sent: whatever is neither stands as escapes."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _read(entry: Path, profiles: Mapping[str, RuntimeProfile], *, mounts: Sequence[str] | None) -> FunctionVersion | NoFunction:
