@@ -40,6 +40,7 @@ from faas.pool.metering import Billing
 from faas.pool.pool import WorkerPool
 from faas.pool.process import ProcessBackend
 from faas.pool.worker import Worker
+from faas.registry.declared import in_effect
 from faas.registry.spec import read_functions
 from faas.version import __version__
 
@@ -123,6 +124,7 @@ class _Node:
         self._config, self._bus, self._pool, self._intake, self._captured = config, bus, pool, intake, captured
         self.reports: list[FunctionReport] = []
         self._not_enforced: tuple[str, ...] = ()
+        self._served: dict[tuple[str, str], FunctionVersion] = {}
 
     @classmethod
     @asynccontextmanager
@@ -177,6 +179,7 @@ class _Node:
         for function in served:
             self._pool.serve(function, profiles[function.spec.runtime], eager=eager)
             await self._intake.serve(function, consumers[function.key])
+            self._served[function.key] = function
         await self._bus.subscribe(subjects.node(self._config.node, "functions"), self._answer_functions)
 
     def _report(self, function: FunctionVersion, conflict: str) -> FunctionReport:
@@ -193,7 +196,24 @@ class _Node:
         )
 
     def _answer_functions(self, message: Message) -> None:
-        self._intake.say(message.reply, msgspec.json.encode(self.reports))
+        """All functions in short, or, where the question is a name, those of that name in full."""
+        name = message.data.decode("utf-8", "replace")
+        reports = [self._in_full(report) for report in self.reports if report.name == name] if name else self.reports
+        self._intake.say(message.reply, msgspec.json.encode(reports))
+
+    def _in_full(self, report: FunctionReport) -> FunctionReport:
+        function = self._served.get((report.tenant, report.name))
+        if function is None:
+            return report
+        seen = self._pool.seen(function.key)
+        return msgspec.structs.replace(
+            report,
+            declaration=in_effect(function.spec),
+            environment=seen.environment,
+            loaded=seen.schemas is not None,
+            input_schema=seen.schemas.input if seen.schemas else "",
+            output_schema=seen.schemas.output if seen.schemas else "",
+        )
 
 
 def _dispatcher(config: Config, outcomes: Outcomes, *, pool: WorkerPool, usage: UsageRecords, captured: dict[str, str]) -> Dispatcher:

@@ -123,11 +123,13 @@ class Client:
 
     async def _no_such(self, function: str, tenant: str) -> NoSuchFunction:
         """Why nobody answers for it, as far as the nodes know."""
+        others: list[str] = []
         with suppress(BusUnavailable):
-            for report in await self.functions():
-                if (report.name, report.tenant) == (function, tenant) and report.error:
+            for report in await self.functions(function):
+                if report.tenant == tenant and report.error:
                     return NoSuchFunction(f"the function {function} is invalid: {report.error}")
-        return NoSuchFunction(f"no function {function}; `faas functions` lists what there is")
+                others += [report.tenant] if report.tenant != tenant else []
+        return no_such_function(function, tenant, others)
 
     async def submit(
         self,
@@ -207,16 +209,16 @@ class Client:
     ) -> AsyncIterator[tuple[Published, AsyncIterator[tuple[Ticket, Reply]]]]:
         """Publish an event, and iterate over the outcomes of every durable function that it sets off, as they come."""
         event = outgoing(subject, data, headers or {}, id=id)
-        durable: dict[FunctionReport, None] = {}
-        fleeting: dict[FunctionReport, None] = {}
+        durable: dict[tuple[str, str], None] = {}  # (tenant, function), each once whatever number of its triggers match
+        fleeting: dict[tuple[str, str], None] = {}
         for report in await self.functions():
             for trigger in report.triggers:
                 if report.state == "ready" and subjects.contains(trigger.subject, subject):
-                    (durable if trigger.delivery == "at-least-once" else fleeting)[report] = None
-        tickets = [event.ticket(report.tenant, report.name) for report in durable]
+                    (durable if trigger.delivery == "at-least-once" else fleeting)[report.tenant, report.name] = None
+        tickets = [event.ticket(tenant, name) for tenant, name in durable]
         async with self._listening(tickets) as queue:
             published = await self._publish(subject, event, stored=bool(tickets) or not fleeting)
-            published.waiting, published.at_most_once = tickets, [report.name for report in fleeting]
+            published.waiting, published.at_most_once = tickets, [name for _, name in fleeting]
             for ticket in tickets:  # the same event may have ended before it was published again
                 if (reply := await self._stored(ticket)) is not None:
                     queue.put_nowait((ticket, reply))
@@ -248,17 +250,17 @@ class Client:
                 with suppress(nats.errors.Error):
                     await subscription.unsubscribe()
 
-    async def functions(self) -> list[FunctionReport]:
-        """Every function of every node, the invalid ones with what is wrong, by tenant and name."""
+    async def functions(self, name: str = "") -> list[FunctionReport]:
+        """Every function of every node, the invalid ones with what is wrong, by tenant and name; with a `name`, those of that name in full."""
         found: dict[tuple[str, str], FunctionReport] = {}
         for node in await self._nodes():
             try:
-                message = await self._ask(subjects.node(node, "functions"), b"", {}, wait_s=QUESTION_S)
+                message = await self._ask(subjects.node(node, "functions"), name.encode(), {}, wait_s=QUESTION_S)
             except (TimeoutError, nats.errors.NoRespondersError):
                 continue  # it stopped in this moment
             for report in msgspec.json.decode(message.data, type=list[FunctionReport]):
                 known = found.get((report.tenant, report.name))
-                if known is None or known.state == "invalid":
+                if known is None or known.state == "invalid" or (report.loaded and not known.loaded):
                     found[(report.tenant, report.name)] = report
         return [found[key] for key in sorted(found)]
 
@@ -335,6 +337,14 @@ def _from_state(state: Path) -> str:
         return msgspec.json.decode((state / "node.json").read_bytes(), type=_NodeFile).nats
     except (OSError, msgspec.DecodeError):
         raise ConfigInvalid(f"no node runs on the state folder {state}; start one with `faas up`, or give --nats URL") from None
+
+
+def no_such_function(function: str, tenant: str | None, others: Iterable[str]) -> NoSuchFunction:
+    """`tenant` None: of any; `others` are the tenants that have a function of that name."""
+    of = f" of tenant {tenant}" if tenant is not None else ""
+    if named := ", ".join(sorted(others)):
+        return NoSuchFunction(f"no function {function}{of}; there is one of {named}: give --tenant {named.partition(',')[0]}")
+    return NoSuchFunction(f"no function {function}{of}; `faas functions` lists what there is")
 
 
 def _check_name(function: str, tenant: str) -> None:

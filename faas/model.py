@@ -136,7 +136,10 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
 
 
 class FunctionReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A function as `faas functions --json` lists it. `state` is "ready" or "invalid"; the latter has `error`, which names file and key."""
+    """A function as `faas functions --json` lists it. `state` is "ready" or "invalid"; the latter has `error`, which names file and key.
+
+    What stands behind `not_enforced` is filled in only where one function is asked for by its name.
+    """
 
     name: str
     tenant: str
@@ -146,6 +149,11 @@ class FunctionReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str = ""
     triggers: tuple[Trigger, ...] = ()
     not_enforced: tuple[str, ...] = ()  # limits that this machine cannot enforce: "memory", "cpus", "pids"
+    declaration: Mapping[str, object] = {}  # every key in effect, as people write it
+    environment: str = ""  # digest of what its workers run in, "" before it is built
+    loaded: bool = False  # whether a worker has loaded this version on the node that answers
+    input_schema: str = ""  # JSON Schema text, "" where the handler's annotation has none
+    output_schema: str = ""
 
 
 class ProfilePool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

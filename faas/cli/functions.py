@@ -1,48 +1,70 @@
-"""`faas functions`: what is served, what is invalid and why, and which limits this machine cannot enforce."""
+"""`faas functions`: what is served, what is invalid and why, one function in full, and which limits this machine cannot enforce."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
 
 from faas.cli.options import Json, Where, console, print_json
-from faas.errors import NoSuchFunction
 from faas.model import FunctionReport
+
+KEY_COLUMNS = 24
 
 
 def functions(
-    name: Annotated[str | None, Parameter(help="Only this one.")] = None,
+    name: Annotated[str | None, Parameter(help="Only this one, in full.")] = None,
     *,
+    tenant: Annotated[str | None, Parameter(help="Only functions of this tenant.")] = None,
     where: Where = Where(),  # noqa: B008  # frozen
     json: Json = False,
 ) -> int:
-    """List the functions of all nodes."""
-    reports = asyncio.run(_reports(where))
-    if name is not None:
-        reports = [report for report in reports if report.name == name]
-        if not reports:
-            raise NoSuchFunction(f"no function {name}; `faas functions` lists what there is")
+    """List the functions of all nodes, or show one in full."""
+    reports = asyncio.run(_reports(where, name, tenant))
     if json:
-        print_json([_as_json(report) for report in reports])
-    else:
+        print_json([_as_json(report, in_full=name is not None) for report in reports])
+    elif name is None:
         _print_table(reports)
+    else:
+        print("\n\n".join("\n".join(_in_full(report)) for report in reports))
     return 0
 
 
-async def _reports(where: Where) -> list[FunctionReport]:
-    from faas.client import connect
+async def _reports(where: Where, name: str | None, tenant: str | None) -> list[FunctionReport]:
+    """Raises NoSuchFunction where a name was given and nobody has it."""
+    from faas.client import connect, no_such_function
 
     async with connect(where.nats, state=where.state) as client:
-        return await client.functions()
+        found = await client.functions(name or "")
+    reports = [report for report in found if tenant in (None, report.tenant)]
+    if name is not None and not reports:
+        raise no_such_function(name, tenant, [report.tenant for report in found])
+    return reports
 
 
-def _as_json(report: FunctionReport) -> dict[str, object]:
+def _as_json(report: FunctionReport, *, in_full: bool) -> dict[str, object]:
     document = {"name": report.name, "tenant": report.tenant, "version": report.version, "runtime": report.runtime, "state": report.state}
     more = {"error": report.error} if report.error else {}
-    return {**document, **more, "triggers": msgspec.to_builtins(report.triggers), "not_enforced": list(report.not_enforced)}
+    short = {**document, **more, "triggers": msgspec.to_builtins(report.triggers), "not_enforced": list(report.not_enforced)}
+    if not in_full or report.error:
+        return short
+    return {
+        **short,
+        "declaration": report.declaration,
+        "environment": report.environment,
+        "loaded": report.loaded,
+        "input_schema": _schema(report.input_schema),
+        "output_schema": _schema(report.output_schema),
+    }
+
+
+def _schema(text: str) -> object:
+    """As a JSON value; None where there is none."""
+    return json.loads(text) if text else None
 
 
 def _print_table(reports: list[FunctionReport]) -> None:
@@ -59,6 +81,53 @@ def _print_table(reports: list[FunctionReport]) -> None:
     for report in reports:
         if report.error:
             out.print(f"{report.name}: {report.error}")
-    missing = sorted({limit for report in reports for limit in report.not_enforced})
-    if missing:
-        out.print(f"not enforced on this machine (control groups are not writable): {', '.join(f'limits.{limit}' for limit in missing)}")
+    if missing := _not_enforced(limit for report in reports for limit in report.not_enforced):
+        out.print(f"not enforced on this machine (control groups are not writable): {missing}")
+
+
+def _not_enforced(limits: Iterator[str]) -> str:
+    return ", ".join(f"limits.{limit}" for limit in sorted(set(limits)))
+
+
+# ---------------------------------------------------------------- one function in full
+
+
+def _in_full(report: FunctionReport) -> Iterator[str]:
+    yield f"{report.name} of tenant {report.tenant}: {report.state}"
+    if report.error:
+        yield f"  {report.error}"
+        return
+    yield _line("version", report.version)
+    yield _line("environment", report.environment or "not built yet: the first event waits for it")
+    yield from _keys("", report.declaration)
+    if missing := _not_enforced(iter(report.not_enforced)):
+        yield _line("not enforced here", f"{missing} (control groups are not writable)")
+    for what, schema in (("input", report.input_schema), ("output", report.output_schema)):
+        yield ""
+        if not report.loaded:
+            yield f"{what}: not loaded yet: run it once"
+        elif not schema:
+            yield f"{what}: no JSON Schema: its annotation says nothing, or bytes"
+        else:
+            yield f"{what}:"
+            yield json.dumps(json.loads(schema), indent=2, ensure_ascii=False)
+
+
+def _keys(prefix: str, table: Mapping[str, object]) -> Iterator[str]:
+    """Keys in effect, dotted, as `function.toml` has them; those that are empty say nothing."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _keys(f"{prefix}{key}.", value)
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            for index, item in enumerate(value):
+                yield from _keys(f"{prefix}{key}[{index}].", item)
+        elif value not in ("", [], None) and f"{prefix}{key}" not in ("name", "tenant"):
+            yield _line(f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else _shown(value))
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _line(key: str, value: str) -> str:
+    return f"  {key.ljust(KEY_COLUMNS)}  {value}"

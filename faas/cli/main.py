@@ -42,9 +42,11 @@ Example: faas invoke hello '{"name": "Ada"}'""",
 Templates: plain (a function), class (loads once, answers often), stream (a generator), async, torch (a model, on a GPU where there is one).
 
 Example: faas new thumb --template class""",
-    "faas.cli.functions:functions": """List the functions of all nodes, the invalid ones with what is wrong.
+    "faas.cli.functions:functions": """List the functions of all nodes, the invalid ones with what is wrong; with a name, show one in full.
 
-Example: faas functions --json""",
+In full: every key as it is in effect, the environment, and the JSON Schema of what it takes and returns.
+
+Example: faas functions hello""",
     "faas.cli.environments:lock": """Resolve a profile's requirements.in to a hash-locked requirements.lock.
 
 Example: faas lock ai""",

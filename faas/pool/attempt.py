@@ -131,7 +131,7 @@ class Attempts:
         began, cpu_start_us = time.monotonic(), worker.cpu_us()
         limit_s = min(function.spec.limits.load_timeout_s, invocation.deadline_monotonic - began)
         try:
-            answer = await worker.load(self._pool.load_message(function), timeout_s=max(0.0, limit_s))
+            answer = await self._pool.load(lease.served, worker, timeout_s=max(0.0, limit_s))
         except TimeoutError:
             meter.load_cpu_us, meter.load_memory_peak_bytes = worker.cpu_us() - cpu_start_us, worker.memory_peak_bytes()
             worker.kill()  # an import cannot be interrupted

@@ -8,18 +8,53 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import msgspec
+
 from faas.errors import FaasError
 from faas.model import Environment, FunctionVersion, Start
 from faas.pool.backend import Sandbox
 from faas.pool.overlays import Overlay
 from faas.pool.sandboxes import Sandboxes
 from faas.pool.worker import Worker
+from faas.worker import wire
+
+SCHEMA_CHARACTERS = 32 * 1024
+"""Of a JSON Schema: two of them go into one answer on the bus, and who runs in a sandbox can report anything."""
 
 
 class Draining(FaasError):
     """The node stops and starts nothing more; another node, or the next start, takes what waits."""
 
     code = "draining"
+
+
+@dataclass(slots=True, frozen=True)
+class Schemas:
+    """JSON Schema text of a handler's input and output as a worker reported them, "" where there is none that can be shown."""
+
+    input: str
+    output: str
+
+    @classmethod
+    def of(cls, loaded: wire.Loaded) -> Schemas:
+        """The author's code runs where these come from: what is no JSON, or too long for an answer on the bus, is dropped."""
+        return cls(_shown(loaded.input_schema), _shown(loaded.output_schema))
+
+
+def _shown(schema: str) -> str:
+    try:
+        msgspec.json.decode(schema[: SCHEMA_CHARACTERS + 1], type=dict[str, object])
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return ""
+    return schema if len(schema) <= SCHEMA_CHARACTERS else ""
+
+
+@dataclass(slots=True, frozen=True)
+class Seen:
+    """What a node has seen of a function: `environment` is the digest of what its workers run in, "" before it is built."""
+
+    environment: str
+    schemas: Schemas | None  # None until a worker has loaded it
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +73,7 @@ class Served:
     idle_since_monotonic: float = 0.0
     hold_s: float = math.inf  # moving average of lease start to end; infinite until the first has ended
     binding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    schemas: Schemas | None = None
 
     @property
     def environment(self) -> Environment:
@@ -45,6 +81,11 @@ class Served:
         environment = (self.overlay or self.sandboxes).environment
         assert environment is not None
         return environment
+
+    @property
+    def seen(self) -> Seen:
+        built = (self.overlay or self.sandboxes).environment
+        return Seen(built.digest if built is not None else "", self.schemas)
 
     async def ready(self) -> bool:
         """Wait until a worker can be started without building anything; True where it had to. Raises EnvironmentFailed."""

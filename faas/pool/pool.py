@@ -18,7 +18,7 @@ from faas.config import PoolConfig
 from faas.errors import FaasError
 from faas.model import FunctionVersion, RuntimeProfile, Start
 from faas.pool.backend import Backend
-from faas.pool.lease import Draining, Lease, Served
+from faas.pool.lease import Draining, Lease, Schemas, Seen, Served
 from faas.pool.overlays import BuildOverlay, Overlay
 from faas.pool.sandboxes import Build, Sandboxes
 from faas.pool.warmth import Warmth, unbind
@@ -272,6 +272,17 @@ class WorkerPool:
             overlay=self._served[function.key].environment.overlay,
         )
 
+    async def load(self, served: Served, worker: Worker, *, timeout_s: float) -> wire.Loaded | wire.LoadFailed:
+        """Make a spare a worker of the function, and keep what it says of its types. Raises as `Worker.load` does."""
+        answer = await worker.load(self.load_message(served.function), timeout_s=timeout_s)
+        if isinstance(answer, wire.Loaded):
+            served.schemas = Schemas.of(answer)
+        return answer
+
+    def seen(self, flow: Flow) -> Seen:
+        """What is known of a function beyond its declaration: its environment once it is built, its types once a worker has loaded it."""
+        return self._served[flow].seen
+
     def _keep_warm(self, served: Served) -> None:
         if not self._draining and len(served.idle) + served.leased + served.prewarming < served.function.spec.scale.min_warm:
             self._prewarm(served)
@@ -289,7 +300,7 @@ class WorkerPool:
             if start == "warm":
                 served.idle.append(worker)
                 return
-            loaded = await worker.load(self.load_message(function), timeout_s=function.spec.limits.load_timeout_s)
+            loaded = await self.load(served, worker, timeout_s=function.spec.limits.load_timeout_s)
         except (FaasError, TimeoutError) as error:
             log.warning("worker.not_prewarmed", function=function.spec.name, error=str(error) or "load_timeout")
             if worker is not None:

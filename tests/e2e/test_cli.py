@@ -9,6 +9,7 @@ import pytest
 from node import command, echoing
 
 
+@pytest.mark.timeout(30)  # seven processes, one after another
 async def test_the_client_verbs_find_the_node_and_print_results(tmp_path: Path) -> None:
     """The five lines of the README."""
     state = ["--state", str(tmp_path / "state")]
