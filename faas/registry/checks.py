@@ -85,7 +85,9 @@ def check(spec: FunctionSpec, profile: RuntimeProfile, table: Mapping[str, objec
 def _names(spec: FunctionSpec) -> Iterator[Rule]:
     for key, name in (("name", spec.name), ("tenant", spec.tenant)):
         holds = re.fullmatch(NAME_PATTERN, name) is not None
-        yield holds, key, f"{name[:80]!r} is no name; begin with a-z, then a-z, 0-9 and -, at most 63"
+        near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        like = f', like {key} = "{near}"' if re.fullmatch(NAME_PATTERN, near) else ""
+        yield holds, key, f"{name[:80]!r} is no name; begin with a-z, then a-z, 0-9 and -, at most 63{like}"
 
 
 def _bounds(spec: FunctionSpec) -> Iterator[Rule]:
