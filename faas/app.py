@@ -30,6 +30,7 @@ from faas.bus.service import Service
 from faas.config import Config
 from faas.dispatcher import Dispatcher
 from faas.environments.build import Builder, BuildProgress
+from faas.environments.current import CurrentInterpreter
 from faas.environments.profile import load_profiles
 from faas.errors import ConfigInvalid, StateLocked
 from faas.gateway.health import HealthServer
@@ -49,6 +50,7 @@ log = structlog.get_logger()
 GRACE_S = 10.0
 """How long running attempts may take to finish after the first SIGTERM."""
 
+Environments = Builder | CurrentInterpreter
 OnBuild = Callable[[BuildProgress], None]
 
 
@@ -120,8 +122,11 @@ def _info(config: Config, reports: list[FunctionReport], *, url: str, token: str
 class _Node:
     """The parts that run functions, put together on one bus."""
 
-    def __init__(self, config: Config, bus: Bus, *, pool: WorkerPool, intake: Intake, captured: dict[str, str]) -> None:
-        self._config, self._bus, self._pool, self._intake, self._captured = config, bus, pool, intake, captured
+    def __init__(
+        self, config: Config, bus: Bus, *, environments: Environments, pool: WorkerPool, intake: Intake, captured: dict[str, str]
+    ) -> None:
+        self._config, self._bus, self._environments = config, bus, environments
+        self._pool, self._intake, self._captured = pool, intake, captured
         self.reports: list[FunctionReport] = []
         self._not_enforced: tuple[str, ...] = ()
         self._served: dict[tuple[str, str], FunctionVersion] = {}
@@ -134,10 +139,11 @@ class _Node:
         async with AsyncExitStack() as stack:
             usage = await stack.enter_async_context(UsageRecords.open(bus))
             backend = await stack.enter_async_context(ProcessBackend(config.state, config.node, on_output=_log_output))
-            builder = await stack.enter_async_context(Builder(config.state / "environments"))
+            environments = _environments(config)
+            await stack.enter_async_context(environments)
             outcomes = Outcomes(bus)
-            build = partial(builder.ensure, progress=on_build)
-            build_overlay = partial(builder.ensure_overlay, progress=on_build)
+            build = partial(environments.ensure, progress=on_build)
+            build_overlay = partial(environments.ensure_overlay, progress=on_build)
             limit_bytes = outcomes.result_limit_bytes(1)
             pool = await stack.enter_async_context(
                 WorkerPool.open(config.pool, backend, build, build_overlay=build_overlay, result_limit_bytes=limit_bytes)
@@ -148,7 +154,7 @@ class _Node:
             intake = await stack.enter_async_context(
                 Intake.open(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, grace_s=GRACE_S)
             )
-            node = cls(config, bus, pool=pool, intake=intake, captured=captured)
+            node = cls(config, bus, environments=environments, pool=pool, intake=intake, captured=captured)
             node._not_enforced = tuple(sorted({"memory", "cpus", "pids"} - backend.enforced))
             yield node
 
@@ -162,16 +168,19 @@ class _Node:
         store_bytes: int | None,
     ) -> None:
         """Declare streams and consumers, then take up every function that can be served."""
-        bus, specs = self._config.bus, [function.spec for function in functions]
+        unusable = await self._check_environments(functions, profiles)
+        sound = [function for function in functions if function.key not in unusable]
+        bus, specs = self._config.bus, [function.spec for function in sound]
         first = 1 + await streams.last_sequence(self._bus)
         conflicts = await streams.declare(self._bus, specs, bus, store_bytes=store_bytes)
-        served = [function for function in functions if function.key not in conflicts]
+        served = [function for function in sound if function.key not in conflicts]
         consumers = await streams.ensure_consumers(self._bus, [function.spec for function in served], bus, first_sequence=first)
         for function in served:
             output = function.spec.output.publish
             if output and (stream := await streams.stream_capturing(self._bus, output)) is not None:
                 self._captured[output] = stream
-        self.reports = [*invalid, *(self._report(function, conflicts.get(function.key, "")) for function in functions)]
+        problems = unusable | {key: f"trigger.subject: {conflict}" for key, conflict in conflicts.items()}
+        self.reports = [*invalid, *(self._report(function, problems.get(function.key, "")) for function in functions)]
         self.reports.sort(key=lambda report: (report.tenant, report.name))
         for report in self.reports:
             if report.error:
@@ -182,15 +191,24 @@ class _Node:
             self._served[function.key] = function
         await self._bus.subscribe(subjects.node(self._config.node, "functions"), self._answer_functions)
 
-    def _report(self, function: FunctionVersion, conflict: str) -> FunctionReport:
+    async def _check_environments(
+        self, functions: list[FunctionVersion], profiles: dict[str, RuntimeProfile]
+    ) -> dict[tuple[str, str], str]:
+        """Warn of stale locks; which functions cannot have their dependencies, and why, by (tenant, function)."""
+        used = {function.spec.runtime for function in functions}
+        for warning in self._environments.warnings([profile for name, profile in profiles.items() if name in used]):
+            log.warning("lock.stale", warning=warning)
+        return {key: f"dependencies: {why}" for key, why in (await self._environments.problems(functions, profiles)).items()}
+
+    def _report(self, function: FunctionVersion, problem: str) -> FunctionReport:
         spec = function.spec
         return FunctionReport(
             name=spec.name,
             tenant=spec.tenant,
             version=function.version,
             runtime=spec.runtime,
-            state="invalid" if conflict else "ready",
-            error=f"{function.file}: trigger.subject: {conflict}" if conflict else "",
+            state="invalid" if problem else "ready",
+            error=f"{function.file}: {problem}" if problem else "",
             triggers=spec.triggers,
             not_enforced=self._not_enforced,
         )
@@ -222,6 +240,10 @@ def _dispatcher(config: Config, outcomes: Outcomes, *, pool: WorkerPool, usage: 
     billing = Billing(table, node=config.node, bill_loading=prices.bill_loading)
     attempts = Attempts(pool, billing, result_limit_bytes=outcomes.result_limit_bytes)
     return Dispatcher(attempts, outcomes, usage=usage, captured=captured)
+
+
+def _environments(config: Config) -> Environments:
+    return CurrentInterpreter() if config.environments == "current" else Builder(config.state / "environments")
 
 
 def _only(group: BaseException) -> BaseException:

@@ -36,6 +36,8 @@ HOMES = {
     "docker": ("pool/docker.py", "environments/image.py"),
     "watchfiles": ("registry/watch.py",),
     "uv": ("environments/",),
+    "packaging": ("environments/probe.py",),  # that of the interpreter that is asked, or pip's copy of it
+    "pip": ("environments/probe.py",),
     "aiosqlite": ("accounting/projection.py",),
     "pynvml": ("gpu/",),
     "torch": ("worker/",),  # lazily, where the environment of the handler has it
@@ -62,6 +64,7 @@ BROAD_ALLOWED = {
     "bus/connection.py:Subscription._receive": "total: an exception here would end the reading of its subject for ever",
     "bus/connection.py:Bus._announce": "total, as nats-py's callbacks must be",
     "bus/connection.py:_give_up": "gives up a client that is broken already; what it says about it changes nothing",
+    "environments/probe.py:_broken": "code of others: whatever its import raises is what was asked for",
     "worker/loader.py:_hints": "the author's annotations may name what exists only for a type checker",
     "worker/loader.py:_schema": "no schema is no reason not to run",
     "worker/serve.py:_load": "the author's code: whatever it raises is the end of its load",

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from cyclopts import Parameter
 
 from faas import subjects
-from faas.cli.node import Addresses, settings_of, stop_at_signals
+from faas.cli.node import Addresses, Environments, settings_of, stop_at_signals
 from faas.cli.options import Folders, Json, console, print_json
 from faas.errors import ConfigInvalid, FaasError
 from faas.units import format_duration, format_size
@@ -53,6 +53,7 @@ def demo(
     only: Annotated[str | None, Parameter(help="Run this function alone.")] = None,
     folders: Folders = Folders(),  # noqa: B008  # frozen
     nats: Annotated[str | None, Parameter(help="URL of a NATS server that is there already; else an embedded one is started.")] = None,
+    environments: Environments = "build",
     json: Json = False,
 ) -> int:
     """Start a node, publish each example event, show outcome, phases and usage, stop."""
@@ -65,7 +66,8 @@ def demo(
     default = Path("functions")
     functions = folders.functions or (default if default.is_dir() else shipped_functions())
     with tempfile.TemporaryDirectory(prefix="faas-demo-") as scratch:
-        settings = settings_of(Folders(functions, folders.runtimes), Addresses(nats, "127.0.0.1:0", "127.0.0.1:0"), state=Path(scratch))
+        addresses = Addresses(nats, "127.0.0.1:0", "127.0.0.1:0")
+        settings = settings_of(Folders(functions, folders.runtimes), addresses, state=Path(scratch), environments=environments)
         rows = uvloop.run(_demo(settings, only, quiet=json))
     if json:
         print_json([dataclasses.asdict(row) for row in rows])

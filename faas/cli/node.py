@@ -7,7 +7,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from faas.config import Config
 
 KILLED = 130
+
+Environments = Annotated[
+    Literal["build", "current"],
+    Parameter(help="build: one for each profile. current: run them all on the interpreter of the node, and install nothing."),
+]
 
 
 @Parameter(name="*")
@@ -36,14 +41,13 @@ class Machine:
     """What of the machine a node uses."""
 
     pool: Annotated[str, Parameter(help="process; docker and simulated are not supported yet.")] = "process"
-    environments: Annotated[str, Parameter(help="build; current is not supported yet.")] = "build"
+    environments: Environments = "build"
     gpus: Annotated[str, Parameter(help="auto or none; simulate is not supported yet.")] = "auto"
 
     def check(self) -> None:
         """Raises ConfigInvalid for what is unknown or not built yet."""
         for option, given, known, later in (
             ("--pool", self.pool, ("process",), ("docker", "simulated")),
-            ("--environments", self.environments, ("build",), ("current",)),
             ("--gpus", self.gpus, ("auto", "none"), ("simulate",)),
         ):
             if given not in known:
@@ -67,10 +71,19 @@ def up(
 
     machine.check()
     set_up_logging(debug=verbose, json=json)
-    return run(settings_of(folders, addresses, state=state, config=config, node=node), json=json)
+    settings = settings_of(folders, addresses, state=state, config=config, node=node, environments=machine.environments)
+    return run(settings, json=json)
 
 
-def settings_of(folders: Folders, addresses: Addresses, *, state: Path, config: Path | None = None, node: str | None = None) -> Config:
+def settings_of(
+    folders: Folders,
+    addresses: Addresses,
+    *,
+    state: Path,
+    config: Path | None = None,
+    node: str | None = None,
+    environments: Environments = "build",
+) -> Config:
     """Options, file and environment variables as one Config. Raises ConfigInvalid."""
     from faas.config import Config, load_file, node_name, parse_address
 
@@ -86,6 +99,7 @@ def settings_of(folders: Folders, addresses: Addresses, *, state: Path, config: 
         state=state,
         node=node_name(state, node),
         nats=addresses.nats or "",
+        environments=environments,
         bus_address=parse_address(addresses.bus, "--bus"),
         http_address=parse_address(addresses.http, "--http"),
         mounts=parsed.node.mounts,

@@ -11,7 +11,8 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +20,13 @@ from typing import Self
 
 import msgspec
 
+from faas.environments.dependencies import problem_of
 from faas.environments.failure import Whose, failed, of_function, of_profile
 from faas.environments.installer import InstallerFailed, Sources, find_sources, find_uv, has_wheel, run_uv, wheel_folders
 from faas.environments.interpreter import Interpreter, find_interpreter
-from faas.environments.lockfile import LockFile, read_function_lock, read_lock
+from faas.environments.lockfile import LockFile, read_function_lock, read_lock, stale_warning
 from faas.environments.store import PACKAGES_FOLDER, Report, Store
+from faas.errors import EnvironmentFailed
 from faas.model import Environment, FunctionVersion, RuntimeProfile
 
 _FORMAT = 1  # raise it when the way of building changes, so that environments built the old way are not taken
@@ -121,6 +124,19 @@ class Builder:
 
         built = await self.store.once(digest, make, name=function.spec.name, report=report)
         return msgspec.structs.replace(built, profile=profile.name, python=environment.python)
+
+    async def problems(self, functions: Sequence[FunctionVersion], profiles: Mapping[str, RuntimeProfile]) -> dict[tuple[str, str], str]:
+        """By (tenant, function): why its lock may not be used, as a sentence that says what to type."""
+        found = {}
+        for function in functions:
+            with suppress(EnvironmentFailed):  # the profile's lock is missing: said of the profile, when it is to be built
+                if problem := problem_of(function, profiles[function.spec.runtime]):
+                    found[function.key] = problem
+        return found
+
+    def warnings(self, profiles: Sequence[RuntimeProfile]) -> list[str]:
+        """A sentence for each profile whose requirements were edited after its lock was made."""
+        return [sentence for profile in profiles if (sentence := stale_warning(profile))]
 
     def _installation(self, whose: Whose, lock: LockFile, interpreter: Interpreter, *, report: Report) -> _Installation:
         return _Installation(whose=whose, lock=lock, interpreter=interpreter, uv=self._uv, folder=self.store.folder, report=report)

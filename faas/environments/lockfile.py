@@ -114,3 +114,13 @@ def is_stale(profile: RuntimeProfile) -> bool:
         return lock.source_sha256 != source_digest(profile)
     except OSError:
         return False
+
+
+def stale_warning(profile: RuntimeProfile) -> str:
+    """A sentence where a lock is stale, "" where it is not or there is none to compare."""
+    try:
+        stale = is_stale(profile)
+    except EnvironmentFailed:
+        return ""
+    file = source_path(profile).name
+    return f"{profile.name}: {lock_path(profile).name} does not match {file} any more; type: faas lock {profile.name}" if stale else ""

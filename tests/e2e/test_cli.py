@@ -43,7 +43,7 @@ async def test_the_client_verbs_find_the_node_and_print_results(tmp_path: Path) 
         ("publish", "life.echo", "1", "--header", "novalue"),
         ("invoke", "echo", "@/nowhere/file.json"),
         ("up", "--pool", "docker"),
-        ("up", "--environments", "current"),
+        ("up", "--environments", "none"),
         ("up", "--gpus", "simulate:2x24GiB"),
         ("up", "--bus", "nonsense"),
         ("up", "--node", "no spaces"),
