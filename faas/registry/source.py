@@ -12,7 +12,6 @@ from faas.units import format_size
 
 PARSED_LIMIT_BYTES = 2**20
 """A syntax tree takes up to a thousand times its source: 951 MiB and 3 s for this much."""
-_ASYNC = "async handlers and generators are not supported yet; write a plain function"
 
 
 def check_handler(declaration: Declaration, handler: str, files: Mapping[str, bytes]) -> None:
@@ -48,8 +47,6 @@ def check_handler(declaration: Declaration, handler: str, files: Mapping[str, by
         raise SpecInvalid(
             file, "", f'has no {attribute}; write `def {attribute}(event, ctx)`, or name another with handler = "module:attribute"'
         )
-    if isinstance(definition, ast.AsyncFunctionDef) or (isinstance(definition, ast.FunctionDef) and _yields(definition)):
-        raise SpecInvalid(file, "", _ASYNC, line=definition.lineno)
 
 
 def may_be_meant(source: bytes) -> str:
@@ -114,15 +111,3 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         if isinstance(node, ast.Try):
             inner += node.finalbody
         todo += inner[::-1]
-
-
-def _yields(function: ast.FunctionDef) -> bool:
-    """Whether it is a generator; one that it defines inside does not count."""
-    todo: list[ast.AST] = list(function.body)
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.Yield | ast.YieldFrom):
-            return True
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-            todo += ast.iter_child_nodes(node)
-    return False
