@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 
@@ -14,8 +15,11 @@ PARSED_LIMIT_BYTES = 2**20
 """A syntax tree takes up to a thousand times its source: 951 MiB and 3 s for this much."""
 
 
-def check_handler(declaration: Declaration, handler: str, files: Mapping[str, bytes]) -> None:
-    """Raises SpecInvalid where `module:attribute` names no function or class with `handle` in these files."""
+def check_handler(declaration: Declaration, handler: str, files: Mapping[str, bytes], *, python: str = "") -> None:
+    """Raises SpecInvalid where `module:attribute` names no function or class with `handle` in these files.
+
+    `python` is the version that the profile asks for: a syntax that is newer than this interpreter is not judged here.
+    """
     module, colon, attribute = handler.partition(":")
     own = declaration.is_single_file and module == declaration.entry.stem  # importlib takes what is no identifier
     if not colon or not attribute.isidentifier() or not (own or all(part.isidentifier() for part in module.split("."))):
@@ -34,6 +38,8 @@ def check_handler(declaration: Declaration, handler: str, files: Mapping[str, by
     try:
         tree = _parse(files[path])
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, SyntaxError) and _is_newer(python):
+            return  # its worker says so when it loads, where it is wrong there as well
         told = error.msg if isinstance(error, SyntaxError) else f"cannot be parsed: {str(error) or 'nested too deeply'}"
         line = (error.lineno if isinstance(error, SyntaxError) else 0) or _line_of_zero(files[path])
         raise SpecInvalid(file, "", told, line=line) from error
@@ -47,6 +53,11 @@ def check_handler(declaration: Declaration, handler: str, files: Mapping[str, by
         raise SpecInvalid(
             file, "", f'has no {attribute}; write `def {attribute}(event, ctx)`, or name another with handler = "module:attribute"'
         )
+
+
+def _is_newer(python: str) -> bool:
+    parts = python.split(".")
+    return all(part.isdecimal() for part in parts) and tuple(map(int, parts)) > sys.version_info[: len(parts)]
 
 
 def may_be_meant(source: bytes) -> str:

@@ -98,7 +98,8 @@ def _placed(declaration: Declaration, profiles: Mapping[str, RuntimeProfile], mo
     """The function that a declaration makes; an error in it has the line where its key stands."""
     table = _parse(declaration)
     try:
-        return _make(declaration, spec_of(declaration, table, profiles), mounts)
+        spec = spec_of(declaration, table, profiles)
+        return _make(declaration, spec, python=profiles[spec.runtime].python, mounts=mounts)
     except SpecInvalid as error:
         if error.line or not error.key or error.file != declaration.file:
             raise
@@ -106,10 +107,10 @@ def _placed(declaration: Declaration, profiles: Mapping[str, RuntimeProfile], mo
         raise SpecInvalid(error.file, error.key, error.problem, line=line) from error
 
 
-def _make(declaration: Declaration, spec: FunctionSpec, mounts: Sequence[str] | None) -> FunctionVersion:
+def _make(declaration: Declaration, spec: FunctionSpec, *, python: str, mounts: Sequence[str] | None) -> FunctionVersion:
     folders = () if mounts is None else find_mounts(declaration, spec, mounts)
     bundle = read_bundle(declaration, inside_sources(spec))
-    check_handler(declaration, spec.handler, {file.path: file.data for file in bundle.files})
+    check_handler(declaration, spec.handler, {file.path: file.data for file in bundle.files}, python=python)
     lock = bundle.lock if spec.dependencies else b""
     if spec.dependencies and not lock and mounts is not None:
         raise SpecInvalid(declaration.file, "dependencies", f"not locked yet; type: faas lock {spec.name}")

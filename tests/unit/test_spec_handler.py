@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
-from folders import folder, only_error, read
+from folders import PROFILES, folder, only_error, read
+
+from faas.registry.spec import read_functions
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,13 @@ def test_a_handler_may_be_a_class_or_come_from_anywhere(tmp_path: Path, handler:
     folder(tmp_path, "fn", 'handler = "handler:Model"', handler)
 
     assert len(read(tmp_path)[0]) == 1
+
+
+def test_a_syntax_of_a_newer_python_is_left_to_the_worker(tmp_path: Path) -> None:
+    """The profile may ask for one that the node does not run on, and only that one can tell."""
+    folder(tmp_path, "fn", "", "this is a statement of some later version\n")
+    refused = only_error(tmp_path)
+    newer = {"standard": msgspec.structs.replace(PROFILES["standard"], python="3.99")}
+
+    assert refused.startswith("fn/handler.py: line 1: ")
+    assert len(read_functions(tmp_path, newer).functions) == 1
