@@ -23,10 +23,12 @@ from faas.accounting.records import UsageRecords
 from faas.budget.prices import PriceTable
 from faas.bus import streams
 from faas.bus.connection import Bus, Message
+from faas.bus.logs import LogLine, LogLines, rfc3339
 from faas.bus.outcomes import Outcomes
 from faas.bus.pull import Heartbeats
 from faas.bus.server import EmbeddedServer
 from faas.bus.service import Service
+from faas.bus.speech import Speech
 from faas.config import Config
 from faas.dispatcher import Dispatcher
 from faas.environments.build import Builder, BuildProgress
@@ -38,6 +40,7 @@ from faas.intake import Intake
 from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
 from faas.pool.metering import Billing
+from faas.pool.output import Line
 from faas.pool.pool import WorkerPool
 from faas.pool.process import ProcessBackend
 from faas.pool.worker import Worker
@@ -138,7 +141,9 @@ class _Node:
         captured: dict[str, str] = {}
         async with AsyncExitStack() as stack:
             usage = await stack.enter_async_context(UsageRecords.open(bus))
-            backend = await stack.enter_async_context(ProcessBackend(config.state, config.node, on_output=_log_output))
+            lines = await stack.enter_async_context(LogLines.open(bus))
+            speech = await stack.enter_async_context(Speech.open(bus))
+            backend = await stack.enter_async_context(ProcessBackend(config.state, config.node, on_output=partial(_log_output, lines)))
             environments = _environments(config)
             await stack.enter_async_context(environments)
             outcomes = Outcomes(bus)
@@ -148,7 +153,7 @@ class _Node:
             pool = await stack.enter_async_context(
                 WorkerPool.open(config.pool, backend, build, build_overlay=build_overlay, result_limit_bytes=limit_bytes)
             )
-            dispatcher = _dispatcher(config, outcomes, pool=pool, usage=usage, captured=captured)
+            dispatcher = _dispatcher(config, outcomes, pool=pool, speech=speech, usage=usage, captured=captured)
             heartbeats = await stack.enter_async_context(Heartbeats.open(config.bus.ack_wait_s))
             service = await stack.enter_async_context(Service.open(bus, node=config.node, version=__version__))
             intake = await stack.enter_async_context(
@@ -234,12 +239,14 @@ class _Node:
         )
 
 
-def _dispatcher(config: Config, outcomes: Outcomes, *, pool: WorkerPool, usage: UsageRecords, captured: dict[str, str]) -> Dispatcher:
+def _dispatcher(
+    config: Config, outcomes: Outcomes, *, pool: WorkerPool, speech: Speech, usage: UsageRecords, captured: dict[str, str]
+) -> Dispatcher:
     prices = config.prices
     table = PriceTable(version=prices.version, cpu_hour=prices.cpu_hour, gib_hour=prices.gib_hour, gpu_hour=prices.gpu_hour)
     billing = Billing(table, node=config.node, bill_loading=prices.bill_loading)
-    attempts = Attempts(pool, billing, result_limit_bytes=outcomes.result_limit_bytes)
-    return Dispatcher(attempts, outcomes, usage=usage, captured=captured)
+    attempts = Attempts(pool, billing, speech, result_limit_bytes=outcomes.result_limit_bytes)
+    return Dispatcher(attempts, outcomes, speech=speech, usage=usage, captured=captured)
 
 
 def _environments(config: Config) -> Environments:
@@ -302,8 +309,26 @@ def _node_file(path: Path, info: NodeInfo) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _log_output(worker: Worker, stream: str, line: str) -> None:
-    log.info("function.printed", function=worker.function, worker=worker.id, stream=stream, line=line)
+def _log_output(lines: LogLines, worker: Worker, line: Line) -> None:
+    """A line of a function onto the bus; into the node's own log only where there is no function yet, or someone looks closely."""
+    speaker = worker.attempt
+    if speaker.function:
+        lines.add(
+            speaker.tenant,
+            speaker.function,
+            LogLine(
+                time=rfc3339(line.at),
+                level=line.level,
+                stream=line.stream,
+                message=line.text,
+                invocation=speaker.invocation_id,
+                attempt=speaker.attempt,
+                logger=line.logger,
+                fraction=line.fraction,
+            ),
+        )
+    write = log.debug if speaker.function else log.info
+    write("function.printed", function=speaker.function, worker=worker.id, stream=line.stream, level=line.level, line=line.text)
 
 
 def _log_build(progress: BuildProgress) -> None:

@@ -24,6 +24,7 @@ from faas.accounting.records import UsageRecords
 from faas.bus.connection import Message, NoStream
 from faas.bus.outcomes import Outcomes, StoredAttempts, StoredOutcome, event_id_header, latest_records
 from faas.bus.pull import Delivery
+from faas.bus.speech import Speech
 from faas.errors import BusUnavailable, StoreRefused
 from faas.identity import invocation_id
 from faas.model import Ended, EventInvalid, FunctionVersion, Invocation, Outcome, Phases
@@ -55,8 +56,9 @@ class _Billable(msgspec.Struct):
 class Dispatcher:
     """Turns events into outcomes. One per node; every method may run many times at once."""
 
-    def __init__(self, attempts: Attempts, outcomes: Outcomes, *, usage: UsageRecords, captured: dict[str, str]) -> None:
+    def __init__(self, attempts: Attempts, outcomes: Outcomes, *, speech: Speech, usage: UsageRecords, captured: dict[str, str]) -> None:
         self._attempts = attempts
+        self._speech = speech
         self._outcomes = outcomes
         self._usage = usage
         self._captured = captured  # [output] subject -> the stream that captures it
@@ -159,7 +161,8 @@ class Dispatcher:
                 await asyncio.sleep(BUS_RETRY_S)
 
     async def _conclude(self, delivery: Delivery, invocation: Invocation, outcome: StoredOutcome) -> None:
-        """All that follows a stored outcome; a redelivery that finds one repeats it: reply, dead letter, usage, acknowledgement."""
+        """All that follows a stored outcome; a redelivery that finds one repeats it: end of stream, reply, dead letter, usage, acknowledgement."""
+        await self._end_stream(invocation, outcome.outcome, outcome.reason)
         if invocation.control.reply_to:
             await self._outcomes.forward(invocation.control.reply_to, outcome)
         if outcome.outcome not in ("succeeded", "cancelled") and invocation.function.spec.retry.dead_letter:
@@ -174,6 +177,12 @@ class Dispatcher:
         if outcome.records:
             await self._usage.add(*invocation.function.key, *outcome.records)
         await delivery.ack()
+
+    async def _end_stream(self, invocation: Invocation, outcome: str, reason: str) -> None:
+        if invocation.control.chunk_to:
+            await self._speech.end_stream(
+                invocation.control.chunk_to, items=invocation.items, attempt=invocation.attempts + 1, outcome=outcome, reason=reason
+            )
 
     async def _refuse(self, delivery: Delivery, function: FunctionVersion, invalid: EventInvalid) -> None:
         """An event that cannot be decoded: no invocation, so no outcome; one dead letter, and never again."""
@@ -226,7 +235,8 @@ class Dispatcher:
             refused = Attempt(Ended(reason="event_invalid", detail=invocation.detail), Phases())
             return await self._reply(reply_to, admission.without_event(function), refused)
         attempt = await self._attempts.run(invocation)
-        while reply_to and not attempt.drained and (delay_s := self._delay_s(invocation, attempt)) is not None:
+        # Not once an item has gone out: whoever listens would get the first ones twice.
+        while reply_to and not attempt.drained and not invocation.items and (delay_s := self._delay_s(invocation, attempt)) is not None:
             if time.monotonic() + delay_s >= invocation.start_by_monotonic:
                 break
             await asyncio.sleep(delay_s)
@@ -245,6 +255,7 @@ class Dispatcher:
 
     async def _reply(self, reply_to: str, invocation: Invocation, attempt: Attempt) -> str:
         outcome = self._fitting(_outcome(invocation, attempt))
+        await self._end_stream(invocation, outcome.ended.outcome, outcome.ended.reason)
         if reply_to:
             await self._outcomes.reply(reply_to, outcome)
             await asyncio.sleep(0)  # the answer is on its way before anything else is done

@@ -225,6 +225,7 @@ class Control(Struct, frozen=True, kw_only=True):
     deadline_at: float | None = None  # seconds since the epoch, wall clock
     reply_to: str = ""
     depth: int = 0
+    chunk_to: str = ""
 
 
 class EventInvalid(Struct, frozen=True):
@@ -249,6 +250,7 @@ class Invocation:
     attempts: int = 0  # attempts so far that left a record
     on_leased: Callable[[], None] | None = None  # told when it has its worker and waits no more
     billable_attempts: int = 0
+    items: int = 0  # of its stream, that the last attempt has sent
 
     @property
     def timeout_s(self) -> float:

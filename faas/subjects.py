@@ -4,6 +4,7 @@ EVENTS = "FAAS_EVENTS"
 OUTCOMES = "FAAS_OUTCOMES"
 USAGE = "FAAS_USAGE"
 DEAD = "FAAS_DEAD"
+LOGS = "FAAS_LOGS"
 
 SERVICE = "faas"
 """Name of the NATS micro service whose endpoints are the functions."""
@@ -33,6 +34,10 @@ def attempt(tenant: str, function: str, invocation_id: str) -> str:
 
 def usage(tenant: str, function: str) -> str:
     return f"faas.usage.{tenant}.{function}"
+
+
+def log(tenant: str, function: str, invocation_id: str) -> str:
+    return f"faas.log.{tenant}.{function}.{invocation_id}"
 
 
 def dead(tenant: str, function: str) -> str:

@@ -68,9 +68,10 @@ BROAD_ALLOWED = {
     "worker/loader.py:_hints": "the author's annotations may name what exists only for a type checker",
     "worker/loader.py:_schema": "no schema is no reason not to run",
     "worker/serve.py:_load": "the author's code: whatever it raises is the end of its load",
-    "worker/serve.py:_invoke": "the author's code: whatever it raises is the end of its attempt",
+    "worker/serve.py:_Function.invoke": "the author's code: whatever it raises is the end of its attempt",
     "worker/serve.py:_sentence": "an author's __str__ may raise too",
-    "worker/serve.py:_flush": "an author may have closed or replaced the streams",
+    "worker/calls.py:_encoded": "whatever an author's type raises while it is encoded",
+    "worker/logs.py:_Handler.emit": "the author's arguments may not fit the message; logging says so",
     "worker/zygote.py:_live": "the end of a forked process, which must not run on in its parent's stack",
 }
 """`file:function` -> why it catches everything without raising it again; beside these, one such place is left to the package."""

@@ -25,7 +25,7 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-
 _CORE = ("specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema")
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:)(\d\d)((?:\.\d+)?(?:Z|[+-]\d\d:\d\d))", re.ASCII)
 REPLY_TO_CHARACTERS = 255
-_NOT_YET = ("Faas-Chunk-To", "Faas-Idempotency-Key")
+_NOT_YET = ("Faas-Idempotency-Key",)
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 _NO_CONTROL = Control()
 _NOTHING: Mapping[str, str] = {}
@@ -171,17 +171,18 @@ def _control(lower: Mapping[str, str], extensions: Mapping[str, str]) -> Control
     return Control(
         timeout_s=_timeout(lower["faas-timeout"]) if "faas-timeout" in lower else None,
         deadline_at=min(deadlines) if deadlines else None,
-        reply_to=_reply_to(lower["faas-reply-to"]) if "faas-reply-to" in lower else "",
+        reply_to=_reply_to("Faas-Reply-To", lower["faas-reply-to"]) if "faas-reply-to" in lower else "",
+        chunk_to=_reply_to("Faas-Chunk-To", lower["faas-chunk-to"]) if "faas-chunk-to" in lower else "",
         depth=_depth(lower["faas-depth"]) if "faas-depth" in lower else 0,
     )
 
 
-def _reply_to(text: str) -> str:
+def _reply_to(name: str, text: str) -> str:
     """What a stranger may have published to: no wildcard, nothing of the runtime's or of NATS' own, nothing that breaks a protocol line."""
     tokens = text.split(".")
     plain = text.isprintable() and not any(ch in text for ch in "*> ") and len(text) <= REPLY_TO_CHARACTERS
     if not plain or not all(tokens) or tokens[0] == "faas" or text.startswith("$"):
-        raise _Refused(f"Faas-Reply-To {text[:80]!r} is no subject that may be published to")
+        raise _Refused(f"{name} {text[:80]!r} is no subject that may be published to")
     return text
 
 

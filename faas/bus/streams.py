@@ -25,6 +25,7 @@ DEDUP_S = 120
 OUTCOMES_LIMIT = 500_000
 """Each retained subject costs the server some 700 bytes of memory."""
 USAGE_AGE_S = 400 * DAY_S
+LOGS_AGE_S = DAY_S
 DEAD_AGE_S = 14 * DAY_S
 GIB = 2**30
 OWNER = "faas-function"
@@ -212,6 +213,13 @@ def _streams(events: list[str], config: BusConfig, store_bytes: int | None) -> l
         ),
         StreamConfig(
             name=subjects.DEAD, subjects=("faas.dead.>",), max_age=DEAD_AGE_S * 10**9, max_bytes=bounded(GIB, 0.1), num_replicas=replicas
+        ),
+        StreamConfig(
+            name=subjects.LOGS,
+            subjects=("faas.log.>",),
+            max_age=LOGS_AGE_S * 10**9,
+            max_bytes=bounded(GIB // 4, 0.05),
+            num_replicas=replicas,
         ),
     ]
 

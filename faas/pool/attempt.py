@@ -10,11 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from faas import subjects
+from faas.bus.speech import Item, Published, Speech, Voice, event_of
 from faas.errors import ColdStartFailed, EnvironmentFailed, ProtocolError, WorkerLost
 from faas.model import Ended, Event, Invocation, Phases
 from faas.pool.lease import Lease
 from faas.pool.metering import Attempted, Billing, Meter
 from faas.pool.pool import WorkerPool
+from faas.pool.worker import Speaker, Worker
 from faas.units import format_duration, format_size
 from faas.worker import wire
 
@@ -59,8 +62,8 @@ class Attempt:
 class Attempts:
     """Runs attempts on the pool's workers. `result_limit_bytes` says what an outcome with so many records can carry."""
 
-    def __init__(self, pool: WorkerPool, billing: Billing, *, result_limit_bytes: Callable[[int], int]) -> None:
-        self._pool, self._billing, self._result_limit_bytes = pool, billing, result_limit_bytes
+    def __init__(self, pool: WorkerPool, billing: Billing, speech: Speech, *, result_limit_bytes: Callable[[int], int]) -> None:
+        self._pool, self._billing, self._speech, self._result_limit_bytes = pool, billing, speech, result_limit_bytes
 
     async def run(self, invocation: Invocation) -> Attempt:
         """One attempt, from its place in the queue to its end. Raises Draining where the node stops before it started."""
@@ -98,6 +101,8 @@ class Attempts:
         leased_monotonic = time.monotonic()
         if invocation.on_leased is not None:
             invocation.on_leased()
+        spec = invocation.function.spec
+        lease.worker.attempt = Speaker(spec.tenant, spec.name, invocation.id, invocation.attempts + 1)
         meter = Meter(started_at=time.time())
         loaded = None
         ended = None
@@ -157,8 +162,9 @@ class Attempts:
             return Ended(reason="timeout", detail="the deadline passed while the function loaded")
         limit_s = min(invocation.timeout_s, left_s)
         cpu_start_us = worker.cpu_us()
+        hearing = _Hearing(self._speech, worker, invocation=invocation, meter=meter)
         try:
-            answer = await worker.invoke(_invoke(invocation, left_s), timeout_s=limit_s)
+            answer = await worker.invoke(_invoke(invocation, left_s), timeout_s=limit_s, on_said=hearing.hear)
         except TimeoutError:
             ended = Ended(reason="timeout", detail=f"still running after {format_duration(limit_s)}")
         except (WorkerLost, ProtocolError) as error:
@@ -167,12 +173,13 @@ class Attempts:
             lease.clean = True
             elapsed_us = round((time.monotonic() - began) * 1e6)  # a worker's word on its time is taken up to what passed here
             meter.run_us, meter.cpu_us, meter.memory_peak_bytes = min(answer.run_us, elapsed_us), answer.cpu_us, answer.memory_peak_bytes
-            return self._judge(answer, invocation)
+            meter.meters = answer.meters
+            return await hearing.end(self._judge(answer, invocation))
         meter.run_us = round((time.monotonic() - began) * 1e6)
         meter.cpu_us = max(0, worker.cpu_us() - cpu_start_us)
         meter.memory_peak_bytes = worker.memory_peak_bytes()
         worker.kill()  # after its clocks were read; Python cannot interrupt native code, so the process goes
-        return ended
+        return await hearing.end(ended)
 
     def _judge(self, answer: wire.Result | wire.Failed, invocation: Invocation) -> Ended:
         if isinstance(answer, wire.Failed):
@@ -184,6 +191,58 @@ class Attempts:
                 detail=f"the result has {format_size(len(answer.body))}; the bus carries {format_size(limit_bytes)}",
             )
         return Ended(body=answer.body, content_type=answer.content_type)
+
+
+class _Hearing:
+    """What one attempt says while it runs, and where that goes. Nothing is made for an attempt that says nothing."""
+
+    def __init__(self, speech: Speech, worker: Worker, *, invocation: Invocation, meter: Meter) -> None:
+        self._speech, self._worker, self._invocation, self._meter = speech, worker, invocation, meter
+        self._voice: Voice | None = None
+        self._refused = ""
+        invocation.items = 0
+
+    def hear(self, said: wire.Chunk | wire.Emit | wire.Metered) -> None:
+        """One word of the worker."""
+        if isinstance(said, wire.Metered):
+            self._meter.meters = said.meters
+            return
+        invocation = self._invocation
+        chunk_to = invocation.control.chunk_to
+        if self._voice is None:
+            self._voice = self._speech.voice(
+                chunk_to=chunk_to, attempt=invocation.attempts + 1, pause=self._worker.pause, resume=self._worker.resume
+            )
+        if isinstance(said, wire.Emit):
+            problem = subjects.problem_with(said.subject) or ("it has a wildcard" if set("*>") & set(said.subject) else None)
+            if problem is not None:  # `ctx.publish` refuses it too; who writes frames of his own is refused here
+                self._refused = f"ctx.publish to {said.subject[:80]!r}: {problem}"
+            else:
+                self._voice.say(_event(invocation, said))
+        elif chunk_to:
+            invocation.items += 1
+            self._voice.say(Item(said.data, said.content_type))
+
+    async def end(self, ended: Ended) -> Ended:
+        """The end of the attempt, once all that it said is on the bus; a success that could not publish is none."""
+        if self._voice is None:
+            return ended
+        await self._voice.finish()
+        failure = self._refused or self._voice.failure
+        return Ended(reason="error", detail=failure) if failure and not ended.reason else ended
+
+
+def _event(invocation: Invocation, said: wire.Emit) -> Published:
+    spec = invocation.function.spec
+    return event_of(
+        said.subject,
+        said.data,
+        id=said.id,
+        source=f"/faas/{spec.tenant}/{spec.name}",
+        content_type=said.content_type,
+        depth=invocation.control.depth + 1,
+        traceparent=invocation.event.extensions.get("traceparent", ""),
+    )
 
 
 def refusal_of(invocation: Invocation) -> Ended | None:
@@ -231,6 +290,7 @@ def _invoke(invocation: Invocation, left_s: float) -> wire.Invoke:
         dataschema=event.dataschema,
         extensions=event.extensions,
         data=event.data,
+        stream=bool(invocation.control.chunk_to),
     )
 
 

@@ -5,7 +5,8 @@ A record is made when it is first asked for: a synchronous answer goes out befor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal
@@ -31,6 +32,7 @@ class Meter:
     run_us: int = 0
     cpu_us: int = 0
     memory_peak_bytes: int = 0
+    meters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -63,6 +65,7 @@ class _Use:
     run_us: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    meters: Mapping[str, int] = field(default_factory=dict)
 
 
 class Billing:
@@ -86,6 +89,7 @@ class Billing:
             memory_peak_bytes=meter.memory_peak_bytes,
             bytes_in=len(invocation.event.data),
             bytes_out=len(ended.body),
+            meters=meter.meters,
             cost_nanousd=min(cost, reserved),
         )
         return self._encoded(attempted, ended, use)
@@ -138,6 +142,7 @@ class Billing:
                 memory_byte_us=use.memory_peak_bytes * use.run_us,
                 bytes_in=use.bytes_in,
                 bytes_out=use.bytes_out,
+                meters=use.meters,
                 cost_nanousd=use.cost_nanousd,
                 price_version=self._prices.version,
             )

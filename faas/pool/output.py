@@ -1,15 +1,19 @@
-"""What workers print: cut into lines, bounded for each lease, and read on at a pace that holds nobody up. Knows no log and no function."""
+"""What workers print and log: cut into lines, bounded for each lease, and read on at a pace that holds nobody up. Knows no log and no function."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from faas.pool.listener import Caller
+from faas.worker import wire
 
 OUTPUT_LIMIT_BYTES = 64 * 1024
 """Of what a worker prints in one lease reaches the log; the rest is read and dropped."""
+CUT = f"[more than {OUTPUT_LIMIT_BYTES} bytes in one attempt: the rest is dropped]"
 LINE_LIMIT_BYTES = 8 * 1024
 LINES_PER_TURN = 100
 """Lines handed on before the event loop gets a turn: a line costs the log some 30 us."""
@@ -18,28 +22,43 @@ FLOOD_PAUSE_S = 0.005
 """After each FLOOD_BYTES of what is dropped: a flood then costs the node little, and its worker its own time."""
 EARLY_LINES = 40
 
-Sink = Callable[[str, str], None]  # stream, line
+
+@dataclass(slots=True, frozen=True)
+class Line:
+    """One line that a worker printed or logged. `at` is seconds since the epoch; `fraction` is set of a progress."""
+
+    stream: str  # stdout | stderr | log | progress
+    text: str
+    at: float
+    level: str = "info"
+    logger: str = ""
+    fraction: float | None = None
+
+
+Sink = Callable[[Line], None]
 
 
 class Output:
-    """Both streams of one worker. Until `start` names a sink the last lines are kept: they say why a warm-up failed."""
+    """All that one worker prints and logs. Until `start` names a sink the last lines are kept: they say why a warm-up failed."""
 
     def __init__(self) -> None:
         self._sink: Sink | None = None
-        self._early: deque[tuple[str, str]] = deque(maxlen=EARLY_LINES)
+        self._early: deque[Line] = deque(maxlen=EARLY_LINES)
         self._left_bytes = OUTPUT_LIMIT_BYTES
         self._dropped_bytes = 0
+        self._frames = 0
+        self.told = False  # that this lease's output is cut
         self.open = 0  # streams whose end has not come
 
     def start(self, sink: Sink) -> None:
         """What was printed so far, and all that comes, goes to the sink."""
         self._sink = sink
         while self._early:
-            sink(*self._early.popleft())
+            sink(self._early.popleft())
 
     def renew(self) -> None:
         """A new lease: what it may print is counted anew."""
-        self._left_bytes, self._dropped_bytes = OUTPUT_LIMIT_BYTES, 0
+        self._left_bytes, self._dropped_bytes, self._frames, self.told = OUTPUT_LIMIT_BYTES, 0, 0, False
 
     def admit(self, data: bytes) -> bytes:
         """As much of it as the lease may still print."""
@@ -48,23 +67,39 @@ class Output:
         self._dropped_bytes += len(data) - len(admitted)
         return admitted
 
-    @property
-    def is_flooded(self) -> bool:
-        """Whether the lease has printed all that it may, and more."""
-        return self._dropped_bytes > 0
-
     def emit(self, stream: str, line: bytes) -> None:
-        """Hand on one line."""
-        text = line.decode("utf-8", "replace")
+        """Hand on one line that came over a descriptor."""
+        self._hand_on(Line(stream, line.decode("utf-8", "replace"), time.time()))
+
+    def take(self, said: wire.Log) -> bool:
+        """Hand on what came as a message, cut into lines. False where a lease has sent more of them than its worker's own code would."""
+        self._frames += 1
+        if self._frames > wire.LOG_FRAMES or len(said.text) > 2 * OUTPUT_LIMIT_BYTES:
+            return False
+        for text in said.text.split("\n"):
+            admitted = self.admit(text.encode("utf-8", "replace") + b"\n")
+            if len(admitted) > len(text):
+                self._hand_on(Line(said.stream, text, said.at, said.level, said.logger, said.fraction))
+            else:
+                self.say_cut(said.stream)
+        return True
+
+    def say_cut(self, stream: str) -> None:
+        """Say, once in a lease, that the rest of it is dropped."""
+        if not self.told:
+            self.told = True
+            self._hand_on(Line(stream, CUT, time.time(), "warning"))
+
+    def _hand_on(self, line: Line) -> None:
         if self._sink is None:
-            self._early.append((stream, text))
+            self._early.append(line)
         else:
-            self._sink(stream, text)
+            self._sink(line)
 
     @property
     def last_words(self) -> str:
         """What was printed before a sink was there."""
-        return "\n".join(line for _, line in self._early)
+        return "\n".join(line.text for line in self._early)
 
 
 class Stream(asyncio.Protocol):
@@ -76,7 +111,6 @@ class Stream(asyncio.Protocol):
         self._lines: deque[bytes] = deque()
         self._rest = b""
         self._ended = False
-        self._told = False  # that this lease's output is cut
         self._flood_bytes = 0
         self._paused = False
         self._on_end: Callable[[], None] | None = on_end
@@ -84,7 +118,6 @@ class Stream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         output = self._output
-        self._told = self._told and output.is_flooded
         admitted = output.admit(data)
         *lines, rest = (self._rest + admitted).split(b"\n")
         for line in lines:
@@ -94,12 +127,11 @@ class Stream(asyncio.Protocol):
             rest = rest[LINE_LIMIT_BYTES:]
         self._rest = rest
         self._flood_bytes += len(data) - len(admitted)
-        if len(admitted) < len(data) and not self._told:
-            self._told = True
-            if rest:
-                self._lines.append(rest)
-                self._rest = b""
-            self._lines.append(b"[more than %d bytes in one attempt: the rest is dropped]" % OUTPUT_LIMIT_BYTES)
+        if len(admitted) < len(data) and not output.told:
+            output.told = True
+            self._lines.extend([rest] if rest else [])
+            self._rest = b""
+            self._lines.append(CUT.encode())
         self._hand_on()
 
     def _cut(self, line: bytes) -> None:

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ import structlog
 
 from faas.errors import ProtocolError, WorkerLost
 from faas.pool.cgroups import Group
-from faas.pool.output import Output
+from faas.pool.output import Line, Output
 from faas.worker import wire
 
 log = structlog.get_logger()
@@ -30,7 +31,21 @@ SPILL_SLACK_BYTES = 64 * 1024
 IN_THREAD_BYTES = 2**20
 """Messages above this are written and read off the event loop: 64 MiB take some 30 ms."""
 
-OnOutput = Callable[["Worker", str, str], None]
+OnOutput = Callable[["Worker", Line], None]
+OnSaid = Callable[[wire.Chunk | wire.Emit | wire.Metered], None]
+
+
+@dataclass(slots=True, frozen=True)
+class Speaker:
+    """Whose words a worker's output is: the attempt that holds it, or held it last; without `invocation_id` a load that no event waits for."""
+
+    tenant: str
+    function: str
+    invocation_id: str = ""
+    attempt: int = 0
+
+
+NOBODY = Speaker("", "")
 
 
 class Process:
@@ -86,12 +101,13 @@ class Worker:
         self.id, self.sandbox_id = id, sandbox_id
         self.version: str | None = None
         self.state: Literal["spare", "leased", "idle", "dead"] = "spare"
-        self.function = ""  # for whoever reads its output
+        self.attempt = NOBODY  # whose words its output is
         self.idle_since_monotonic = time.monotonic()
         self.on_lost: Callable[[Worker], None] | None = None
         self._directory, self._process, self._transport, self._output = directory, process, transport, output
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[wire.SandboxMessage] | None = None
+        self._on_said: OnSaid | None = None
         self._sent = 0
         self._reading = False  # an answer is being read from its file
         self._result_limit_bytes = 0
@@ -106,7 +122,8 @@ class Worker:
     async def load(self, message: wire.Load, *, timeout_s: float | None = None) -> wire.Loaded | wire.LoadFailed:
         """Make it the worker of a function version. Raises as `invoke` does."""
         self._result_limit_bytes = message.result_limit_bytes
-        self.function = message.function
+        if self.attempt is NOBODY:
+            self.attempt = Speaker(message.tenant, message.function)
         answer = await self._call(message, sum(len(file.data) for file in message.files), timeout_s)
         if isinstance(answer, wire.Loaded):
             self.version = message.version
@@ -115,8 +132,14 @@ class Worker:
             return answer
         raise self._break(f"answered a load with {type(answer).__name__}")
 
-    async def invoke(self, message: wire.Invoke, *, timeout_s: float | None = None) -> wire.Result | wire.Failed:
-        """Run the handler once. Raises WorkerLost, ProtocolError; TimeoutError after `timeout_s`, when it still runs and is the caller's to kill."""
+    async def invoke(
+        self, message: wire.Invoke, *, timeout_s: float | None = None, on_said: OnSaid | None = None
+    ) -> wire.Result | wire.Failed:
+        """Run the handler once; `on_said` gets what it says meanwhile.
+
+        Raises WorkerLost, ProtocolError; TimeoutError after `timeout_s`, when it still runs and is the caller's to kill.
+        """
+        self._on_said = on_said
         answer = await self._call(message, len(message.data), timeout_s)
         if isinstance(answer, wire.Result | wire.Failed):
             return answer
@@ -155,11 +178,17 @@ class Worker:
     # ------------------------------------------------------------ what comes in
 
     def received(self, message: wire.SandboxMessage) -> None:
-        """A message from its socket: the answer that is owed, or the end of it."""
-        if self._answer is None or self._answer.done() or self._reading:
+        """A message from its socket: what it says, the answer that is owed, or the end of it."""
+        if isinstance(message, wire.Log):  # at any time: a thread may log on after its attempt
+            if not self._output.take(message):
+                self._break(f"sent more than {wire.LOG_FRAMES} messages to the log")
+        elif self._answer is None or self._answer.done() or self._reading:
             self._break(f"sent {type(message).__name__} that nobody asked for")
         elif isinstance(message, wire.Result | wire.Failed | wire.Loaded | wire.LoadFailed):
             self._answer.set_result(message)
+        elif isinstance(message, wire.Chunk | wire.Emit | wire.Metered):
+            if self._on_said is not None:
+                self._on_said(message)
         elif isinstance(message, wire.Spilled):
             self._read_spilled(message)
         else:
@@ -236,6 +265,16 @@ class Worker:
             self._answer.set_exception(self._failure)
 
     # ------------------------------------------------------------ state
+
+    def pause(self) -> None:
+        """Read no more of what it says; it waits when its socket is full."""
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def lease(self) -> None:
         """It belongs to one attempt from now on; what that may print is counted anew."""

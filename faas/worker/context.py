@@ -1,4 +1,7 @@
-"""What the author of a function sees: the event, the context, and the words for ends that are not results."""
+"""What the author of a function sees: the event, the context, and the words for ends that are not results.
+
+A context works without a node too, so that a handler can be called in a test: what it publishes then goes nowhere.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import msgspec
+
+METERS = 20
+METER_CHARACTERS = 64
+EVENT_BYTES = 2**20 - 4096
+PUBLISHED = 1000
+"""Events that one attempt may publish: each is stored before the attempt may end."""
 
 
 class Retry(Exception):
@@ -51,21 +63,64 @@ class Result:
     content_type: str = "application/octet-stream"
 
 
+@dataclass(slots=True, frozen=True)
+class Gpu:
+    """The device that an attempt holds. `uuid` is NVML's; `memory_bytes` what is reserved of it."""
+
+    uuid: str
+    name: str
+    memory_bytes: int
+
+
+class Voice(Protocol):
+    """How a context speaks to the node; a worker has one, a test has none."""
+
+    def progress(self, fraction: float, message: str) -> None:
+        """Tell how far it is."""
+
+    def publish(self, subject: str, data: bytes, content_type: str) -> None:
+        """Hand over an event."""
+
+    def metered(self, meters: Mapping[str, int]) -> None:
+        """Tell what has been counted so far."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked it to stop."""
+
+
+class Checkpoint:
+    """State of an invocation that a later attempt goes on from. Not supported yet: using it raises NotImplementedError."""
+
+    def save(self, state: object, step: int = 0) -> NoReturn:
+        raise NotImplementedError("ctx.checkpoint is not supported yet")
+
+    def load(self) -> NoReturn:
+        raise NotImplementedError("ctx.checkpoint is not supported yet")
+
+
 @dataclass(slots=True)
 class Context:
     """What a handler knows of its invocation. In `load` there is no event yet: `invocation_id` is "" and `attempt` 0."""
 
-    function: str
-    tenant: str
+    function: str = "function"
+    tenant: str = "default"
     tags: Mapping[str, str] = field(default_factory=dict)
     invocation_id: str = ""
     attempt: int = 0
     device: str = "cpu"
-    gpu: None = None
+    gpu: Gpu | None = None
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("faas"))
+    mounts: Mapping[str, Path] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    budget: None = None  # until functions have one
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    meters: dict[str, int] = field(default_factory=dict)
+    _voice: Voice | None = None
     _deadline_monotonic: float | None = None
     _make_event: Callable[[], Event] | None = None
     _event: Event | None = None
+    _published: int = 0
 
     @property
     def event(self) -> Event | None:
@@ -82,3 +137,54 @@ class Context:
     def remaining_s(self) -> float:
         """Seconds until the attempt is killed, never negative; infinite while loading."""
         return float("inf") if self._deadline_monotonic is None else max(0.0, self._deadline_monotonic - time.monotonic())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked this attempt to stop; a blocking handler looks now and then, an async one gets CancelledError."""
+        return self._voice is not None and self._voice.cancelled
+
+    def progress(self, fraction: float, message: str = "") -> None:
+        """Tell how far the attempt is, from 0 to 1. Several in a tenth of a second count as one, the last."""
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"ctx.progress({fraction!r}): a fraction from 0 to 1")
+        if self._voice is not None:
+            self._voice.progress(float(fraction), str(message))
+
+    def meter(self, name: str, n: int = 1) -> None:
+        """Count something of the author's own, like tokens; the sum is in the usage record. `n` is a whole number, zero or more."""
+        if not isinstance(n, int) or n < 0 or self.meters.get(name, 0) + n > 2**53:
+            raise ValueError(f"ctx.meter({name!r}, {n!r}): a whole number, zero or more")
+        if name not in self.meters:
+            if not isinstance(name, str) or not name.isidentifier() or len(name) > METER_CHARACTERS or not name.isascii():
+                raise ValueError(f"ctx.meter({name!r}): a name of letters, digits and _, at most {METER_CHARACTERS}")
+            if len(self.meters) >= METERS:
+                raise ValueError(f"ctx.meter({name!r}): an attempt has {METERS} meters at most")
+        self.meters[name] = self.meters.get(name, 0) + n
+        if self._voice is not None:
+            self._voice.metered(self.meters)
+
+    def publish(self, subject: str, data: object = None, *, content_type: str = "") -> None:
+        """Publish an event: bytes as they are, anything else as JSON. It is on its way at once, and stored before the outcome is.
+
+        What the same attempt publishes again after a crash has the same id. Raises ValueError for what cannot be published.
+        """
+        _check_subject(subject)
+        body = data if isinstance(data, bytes) else b"" if data is None else msgspec.json.encode(data)
+        kind = content_type or ("application/octet-stream" if isinstance(data, bytes) else "application/json")
+        if not kind.isascii() or not kind.isprintable() or len(kind) > 200:
+            raise ValueError(f"ctx.publish: {kind[:80]!r} is no content type")
+        if len(body) > EVENT_BYTES:
+            raise ValueError(f"ctx.publish: the event has {len(body)} bytes; {EVENT_BYTES} at most")
+        self._published += 1
+        if self._published > PUBLISHED:
+            raise ValueError(f"ctx.publish: an attempt may publish {PUBLISHED} events")
+        if self._voice is not None:
+            self._voice.publish(subject, body, kind)
+
+
+def _check_subject(subject: str) -> None:
+    tokens = subject.split(".")
+    if len(subject) > 255 or not all(tokens) or not subject.isprintable() or any(ch in subject for ch in "*> "):
+        raise ValueError(f"ctx.publish: {subject[:80]!r} is no subject; write tokens joined by dots, without wildcards")
+    if tokens[0] == "faas" or subject.startswith(("$", "_INBOX")):
+        raise ValueError(f"ctx.publish: {subject[:80]!r} belongs to the runtime or to NATS")

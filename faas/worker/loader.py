@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,12 +22,13 @@ Decode = Callable[[wire.Invoke], Any]
 
 
 class Unsupported(Exception):
-    """The handler is of a kind that is not supported yet, or is no handler."""
+    """What the spec names is no handler."""
 
 
 @dataclasses.dataclass(slots=True)
 class Handler:
-    """A loaded function. `call` takes the decoded event and the context; `close` may be None."""
+    """A loaded function. `call` takes the decoded event and the context, and returns what the handler does: a value, a coroutine, a generator of
+    either kind. `close` may be None, and return a coroutine."""
 
     call: Callable[[Any, Context], Any]
     decode: Decode
@@ -36,8 +37,8 @@ class Handler:
     output_schema: str
 
 
-def load(message: wire.Load, directory: str, context: Callable[[], Context]) -> Handler:
-    """Write, import, construct, run `load`. Whatever the author's code raises passes through."""
+def load(message: wire.Load, directory: str, *, context: Callable[[], Context], run: Callable[[Any], Any]) -> Handler:
+    """Write, import, construct, run `load`; `run` takes the coroutine of an async one to its end. Whatever the author's code raises passes through."""
     code = _write(message, directory)
     overlay.put_on_path(code, message.overlay)
     module_name, _, attribute = message.handler.partition(":")
@@ -47,12 +48,12 @@ def load(message: wire.Load, directory: str, context: Callable[[], Context]) -> 
     if inspect.isclass(target):
         instance: Any = target()
         if hasattr(instance, "load"):
-            instance.load(context())  # made now, since its device depends on what was imported
+            loading = instance.load(context())  # made now, since its device depends on what was imported
+            if inspect.iscoroutine(loading):
+                run(loading)
         target, close = instance.handle, getattr(instance, "close", None)
     if not callable(target):
         raise Unsupported(f"{message.handler} is {type(target).__name__}, no function and no class")
-    if inspect.iscoroutinefunction(target) or inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
-        raise Unsupported(f"{message.handler} is async or a generator, which is not supported yet; write a plain function")
     hints = _hints(target)
     positional = [p for p in inspect.signature(target).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if not positional:
@@ -64,7 +65,7 @@ def load(message: wire.Load, directory: str, context: Callable[[], Context]) -> 
         decode=decoder(annotation),
         close=close,
         input_schema=_schema(annotation),
-        output_schema=_schema(hints.get("return", inspect.Parameter.empty)),
+        output_schema=_schema(_returned(hints.get("return", inspect.Parameter.empty))),
     )
 
 
@@ -182,6 +183,14 @@ def encode(result: Any) -> tuple[bytes, str]:
     if isinstance(result, bytes | bytearray | memoryview):
         return bytes(result), "application/octet-stream"
     return msgspec.json.encode(result), "application/json"
+
+
+def _returned(annotation: Any) -> Any:
+    """What the body of an outcome holds: of a generator the array of its items, none where it is joined text or bytes."""
+    if typing.get_origin(annotation) in (Generator, Iterator, Iterable, AsyncGenerator, AsyncIterator, AsyncIterable):
+        (item, *_) = typing.get_args(annotation) or (Any,)
+        return inspect.Parameter.empty if item in (Any, str, bytes, Result) else list[item]  # type: ignore[valid-type]
+    return annotation
 
 
 def _schema(annotation: Any) -> str:

@@ -4,37 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
+import hashlib
 import os
 import resource
 import socket
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from faas.worker import loader, wire
-from faas.worker.context import Context, Reject, Retry
+from faas.worker.calls import Calls, TooLarge, Unencodable
+from faas.worker.context import Checkpoint, Context, Reject, Retry
+from faas.worker.logs import Log
 
 TRACEBACK_CHARACTERS = 8 * 1024
 DETAIL_CHARACTERS = 2000
 READ_BYTES = 64 * 1024
+SAID_EVERY_S = 0.1
+"""Between two words on progress, or on meters: a training loop reports thousands of steps a second."""
+_NOTHING: Mapping[str, Any] = {}
+_NO_CHECKPOINT = Checkpoint()
 
 
 class Peer:
-    """A connected socket that speaks frames. `directory` is where long messages are left."""
+    """A connected socket that speaks frames; any thread may send. `directory` is where long messages are left."""
 
     def __init__(self, connection: socket.socket, directory: str, name: str) -> None:
         self._connection, self._directory, self._name = connection, directory, name
         self._reader = wire.FrameReader()
         self._sent = 0
+        self._owner = os.getpid()
+        self._sending = threading.Lock()
+        self._holder = 0  # the thread that is sending
 
     def send(self, message: wire.SandboxMessage) -> None:
-        """Send one message whole."""
-        self._sent += 1
-        self._connection.sendall(wire.encode(message, self._directory, f"{self._name}-w{self._sent}"))
+        """Send one message whole. Raises RuntimeError where `try_send` returns False."""
+        if not self.try_send(message):
+            raise RuntimeError("this process, or this moment, cannot speak to the node: it is a forked child, or a signal handler")
+
+    def try_send(self, message: wire.SandboxMessage) -> bool:
+        """False in a forked child, whose words would fall among its parent's, and where a signal handler interrupted a send of its own thread."""
+        if os.getpid() != self._owner or self._holder == threading.get_ident():
+            return False
+        with self._sending:
+            self._holder = threading.get_ident()
+            try:
+                self._sent += 1
+                self._connection.sendall(wire.encode(message, self._directory, f"{self._name}-w{self._sent}"))
+            finally:
+                self._holder = 0
+        return True
 
     def receive_some(self) -> list[wire.HostMessage] | None:
         """What has come since the last call, perhaps no whole message yet; None once the node has closed the connection."""
@@ -76,39 +101,47 @@ def _cpu_ns() -> int:
 def serve(peer: Peer, directory: str) -> None:
     """Wait to be loaded, then run what comes, until the node closes or says so."""
     own = os.getpid()
-    handler: loader.Handler | None = None
-    loaded: wire.Load | None = None
+    log = Log(peer.try_send)
+    calls = Calls()
+    function: _Function | None = None
     while (messages := peer.receive_some()) is not None:
         for message in messages:
             answer: wire.SandboxMessage
-            if isinstance(message, wire.Load) and handler is None:
-                answer, handler = _load(message, directory)
-                loaded = message
-            elif isinstance(message, wire.Invoke) and handler is not None and loaded is not None:
-                answer = _invoke(handler, loaded, message)
+            if isinstance(message, wire.Load) and function is None:
+                log.install()
+                calls.listen()
+                answer, handler = _load(message, directory, calls)
+                function = None if handler is None else _Function(message, handler, peer=peer, calls=calls)
+                log.adopt_structlog()
+            elif isinstance(message, wire.Invoke) and function is not None:
+                log.renew()
+                answer = function.invoke(message)
+                log.adopt_structlog()
             elif isinstance(message, wire.Close):
-                if handler is not None and handler.close is not None:
-                    handler.close()
+                if function is not None:
+                    function.close()
                 return
             else:
                 raise wire.WireError(f"{type(message).__name__} out of turn")
-            _flush()
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # a handler may have closed or replaced what it prints to
+                log.finish()
+                sys.stdout.flush()
             if os.getpid() != own:
                 os._exit(0)  # a child that the handler forked and let return: the answer is its parent's to give
             peer.send(answer)
-            if handler is None:
+            if function is None:
                 return
 
 
-def _load(message: wire.Load, directory: str) -> tuple[wire.SandboxMessage, loader.Handler | None]:
+def _load(message: wire.Load, directory: str, calls: Calls) -> tuple[wire.SandboxMessage, loader.Handler | None]:
     scratch = os.path.join(directory, "tmp")
     os.makedirs(scratch, exist_ok=True)
     os.chdir(scratch)
     os.environ["HOME"] = os.environ["TMPDIR"] = scratch
-    _log_to_stderr()
+    os.environ.update(message.env)
     usage = _Usage()
     try:
-        handler = loader.load(message, directory, functools.partial(_context, message, None))
+        handler = loader.load(message, directory, context=functools.partial(_context, message), run=calls.run)
     except BaseException as error:  # the author's code: SystemExit and KeyboardInterrupt end the load like any error
         load_us, cpu_us, memory = usage.read()
         detail = _sentence(error)
@@ -124,55 +157,117 @@ def _load(message: wire.Load, directory: str) -> tuple[wire.SandboxMessage, load
     return answer, handler
 
 
-def _invoke(handler: loader.Handler, loaded: wire.Load, message: wire.Invoke) -> wire.Result | wire.Failed:
-    usage = _Usage()
+class _Function:
+    """A loaded function; runs one attempt at a time."""
 
-    def failed(reason: wire.Reason, detail: str, *, trace: str = "", after_s: float | None = None) -> wire.Failed:
-        run_us, cpu_us, memory = usage.read()
-        return wire.Failed(
-            reason=reason,
-            detail=_encodable(detail[:DETAIL_CHARACTERS]),
-            traceback=trace,
-            retry_after_s=None if after_s is None else min(after_s, wire.RETRY_LIMIT_S),
-            run_us=run_us,
-            cpu_us=cpu_us,
-            memory_peak_bytes=memory,
-        )
+    def __init__(self, loaded: wire.Load, handler: loader.Handler, *, peer: Peer, calls: Calls) -> None:
+        self._loaded, self._handler, self._peer, self._calls = loaded, handler, peer, calls
 
-    try:
+    def invoke(self, message: wire.Invoke) -> wire.Result | wire.Failed:
+        """Every end as a message: whatever the author's code does short of ending the process."""
+        usage, handler, calls = _Usage(), self._handler, self._calls
+        calls.renew()
+        context = _context(self._loaded)
+        meters = context.meters
+
+        def failed(reason: wire.Reason, detail: str, *, trace: str = "", after_s: float | None = None) -> wire.Failed:
+            run_us, cpu_us, memory = usage.read()
+            return wire.Failed(
+                reason=reason,
+                detail=_encodable(detail[:DETAIL_CHARACTERS]),
+                traceback=trace,
+                retry_after_s=None if after_s is None else min(after_s, wire.RETRY_LIMIT_S),
+                run_us=run_us,
+                cpu_us=cpu_us,
+                memory_peak_bytes=memory,
+                meters=meters,
+            )
+
         try:
-            event = handler.decode(message)
-        except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            detail = _sentence(error, named=False) if message.data else "the payload is empty, and the function takes one - at `$`"
-            return failed("payload_invalid", detail)
-        context = _context(loaded, message)
-        usage.began_ns = time.monotonic_ns()  # the execution clock; what came before was not the author's
-        result = handler.call(event, context)
-    except Reject as error:
-        return failed("rejected_by_handler", error.reason)
-    except Retry as error:
-        return failed("error", _sentence(error), after_s=error.after_s)
-    except BaseException as error:  # the author's code: SystemExit, KeyboardInterrupt and MemoryError are failures of this attempt
-        return failed("error", _sentence(error), trace=_trace(error))
-    run_us = usage.read()[0]
-    try:
-        body, content_type = loader.encode(result)
-    except Exception as error:  # whatever an author's type raises while it is encoded
-        return failed("result_invalid", f"the result cannot be encoded: {_sentence(error)}")
-    if len(body) > loaded.result_limit_bytes:
-        detail = f"the result has {len(body)} bytes; limits.payload of the function is {loaded.result_limit_bytes}"
-        return failed("result_too_large", detail)
-    _, cpu_us, memory = usage.read()
-    return wire.Result(body=body, content_type=content_type, run_us=run_us, cpu_us=cpu_us, memory_peak_bytes=memory)
+            try:
+                event = handler.decode(message)
+            except (msgspec.DecodeError, RecursionError, ValueError) as error:
+                detail = _sentence(error, named=False) if message.data else "the payload is empty, and the function takes one - at `$`"
+                return failed("payload_invalid", detail)
+            self._put_into(context, message)
+            usage.began_ns = time.monotonic_ns()  # the execution clock; what came before was not the author's
+            on_chunk = self._send_chunk if message.stream else None
+            returned = handler.call(event, context)
+            body, content_type = calls.finish(returned, limit_bytes=self._loaded.result_limit_bytes, on_chunk=on_chunk)
+        except Reject as error:
+            return failed("rejected_by_handler", error.reason)
+        except Retry as error:
+            return failed("error", _sentence(error), after_s=error.after_s)
+        except Unencodable as error:
+            return failed("result_invalid", f"the result cannot be encoded: {error}")
+        except TooLarge as error:
+            return failed("result_too_large", str(error))
+        except BaseException as error:  # the author's code: SystemExit, KeyboardInterrupt and MemoryError are failures of this attempt
+            return failed("error", _sentence(error), trace=_trace(error))
+        run_us, cpu_us, memory = usage.read()
+        return wire.Result(body=body, content_type=content_type, run_us=run_us, cpu_us=cpu_us, memory_peak_bytes=memory, meters=meters)
 
-
-def _context(loaded: wire.Load, message: wire.Invoke | None) -> Context:
-    context = Context(function=loaded.function, tenant=loaded.tenant, tags=loaded.tags, device=_device())
-    if message is not None:
+    def _put_into(self, context: Context, message: wire.Invoke) -> None:
         context.invocation_id, context.attempt = message.invocation_id, message.attempt
+        context._voice = _Voice(self._peer, self._calls, message)
         context._deadline_monotonic = time.monotonic() + message.remaining_s
         context._make_event = functools.partial(loader.event_of, message)
-    return context
+
+    def _send_chunk(self, data: bytes, content_type: str) -> None:
+        self._peer.send(wire.Chunk(data=data, content_type=content_type))
+
+    def close(self) -> None:
+        """Run the handler's own `close`, and end its event loop."""
+        if self._handler.close is not None:
+            closing = self._handler.close()
+            if hasattr(closing, "__await__"):
+                self._calls.run(closing)
+        self._calls.close()
+
+
+class _Voice:
+    """What one attempt tells the node while it runs."""
+
+    def __init__(self, peer: Peer, calls: Calls, message: wire.Invoke) -> None:
+        self._peer, self._calls, self._invocation = peer, calls, message.invocation_id
+        self._published = 0
+        self._progress_due = self._meters_due = 0.0
+
+    @property
+    def cancelled(self) -> bool:
+        return self._calls.cancelled
+
+    def progress(self, fraction: float, message: str) -> None:
+        now = time.monotonic()
+        if now < self._progress_due and fraction < 1:
+            return
+        self._progress_due = now + SAID_EVERY_S
+        self._peer.send(wire.Log(stream="progress", text=_encodable(message[:DETAIL_CHARACTERS]), fraction=fraction, at=time.time()))
+
+    def publish(self, subject: str, data: bytes, content_type: str) -> None:
+        self._published += 1
+        digest = hashlib.sha256(b"\0".join((subject.encode(), data))).hexdigest()[:16]
+        self._peer.send(
+            wire.Emit(subject=subject, id=f"{self._invocation}.{self._published}.{digest}", data=data, content_type=content_type)
+        )
+
+    def metered(self, meters: Mapping[str, int]) -> None:
+        now = time.monotonic()
+        if now >= self._meters_due:
+            self._meters_due = now + SAID_EVERY_S
+            self._peer.send(wire.Metered(meters=meters))
+
+
+def _context(loaded: wire.Load) -> Context:
+    return Context(
+        function=loaded.function,
+        tenant=loaded.tenant,
+        tags=loaded.tags,
+        device=_device(),
+        mounts={target: Path(path) for target, path in loaded.mounts.items()} if loaded.mounts else _NOTHING,
+        secrets=_NOTHING,
+        checkpoint=_NO_CHECKPOINT,
+    )
 
 
 def _device() -> str:
@@ -205,20 +300,3 @@ def _trace(error: BaseException) -> str:
 def _encodable(text: str) -> str:
     """Without what UTF-8 cannot hold: an author's message may quote a file name with half a surrogate pair."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _log_to_stderr() -> None:
-    """Where `ctx.log` writes, whatever the author does to the root logger."""
-    log, handler = logging.getLogger("faas"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except Exception:  # a handler may have closed or replaced them
-        return

@@ -22,8 +22,14 @@ FRAME_LIMIT_BYTES = INLINE_BYTES + 4096
 Count = Annotated[int, Meta(ge=0)]
 """A figure that a sandbox reports: whoever runs in it can write frames, so nothing below zero is taken."""
 RETRY_LIMIT_S = 7 * 86_400
+Meters = Annotated[Mapping[Annotated[str, Meta(max_length=64)], Annotated[int, Meta(ge=0, le=2**53)]], Meta(max_length=20)]
 Reason = Literal["error", "payload_invalid", "rejected_by_handler", "result_invalid", "result_too_large"]
 """How an invocation can end in a worker, but for a result."""
+
+CHUNK_LIMIT_BYTES = 2**20 - 4096
+"""The longest item of a stream, and the longest event that a handler publishes: read in one go, so that their order holds."""
+LOG_FRAMES = 4096
+"""So many `Log` frames a worker may send in one lease; one that sends more does not keep to what `worker/logs.py` does."""
 
 SOCKET_NAME = "socket"
 SPILL_PREFIX = "spill-"
@@ -84,6 +90,8 @@ class Load(_Message, frozen=True, tag="load", kw_only=True):
     files: tuple[File, ...]
     tags: Mapping[str, str] = {}
     result_limit_bytes: int
+    env: Mapping[str, str] = {}
+    mounts: Mapping[str, str] = {}  # target -> absolute path
     overlay: str = ""  # absolute path of the folder with the function's own packages
 
 
@@ -102,6 +110,7 @@ class Invoke(_Message, frozen=True, tag="invoke", kw_only=True):
     dataschema: str = ""
     extensions: Mapping[str, str] = {}
     data: bytes
+    stream: bool = False  # somebody waits for the items: send each as a `Chunk`
 
 
 class Close(_Message, frozen=True, tag="close", kw_only=True):
@@ -161,6 +170,39 @@ class LoadFailed(_Message, frozen=True, tag="load_failed", kw_only=True):
     memory_peak_bytes: Count
 
 
+class Log(_Message, frozen=True, tag="log", kw_only=True):
+    """One or more lines that the function printed or logged; sent at any time. `level` is lower case, `at` seconds since the epoch."""
+
+    stream: Literal["stdout", "stderr", "log", "progress"]
+    level: Annotated[str, Meta(max_length=32)] = "info"
+    logger: Annotated[str, Meta(max_length=200)] = ""
+    text: str
+    at: float
+    fraction: Annotated[float, Meta(ge=0, le=1)] | None = None  # of a progress
+
+
+class Chunk(_Message, frozen=True, tag="chunk", kw_only=True):
+    """One item of a stream, while the handler still runs."""
+
+    data: bytes
+    content_type: Annotated[str, Meta(max_length=200)]
+
+
+class Emit(_Message, frozen=True, tag="emit", kw_only=True):
+    """An event that the handler publishes while it runs. `id` is the same where the same attempt of the same event publishes the same again."""
+
+    subject: str
+    id: Annotated[str, Meta(max_length=200)]
+    data: bytes
+    content_type: Annotated[str, Meta(max_length=200)]
+
+
+class Metered(_Message, frozen=True, tag="metered", kw_only=True):
+    """What `ctx.meter` has counted so far, all of it: what is known of an attempt that is killed."""
+
+    meters: Meters
+
+
 class Result(_Message, frozen=True, tag="result", kw_only=True):
     """`handle` returned. `run_us` is from its first line to its return; `memory_peak_bytes` the peak resident size in that time."""
 
@@ -169,6 +211,7 @@ class Result(_Message, frozen=True, tag="result", kw_only=True):
     run_us: Count
     cpu_us: Count
     memory_peak_bytes: Count
+    meters: Meters = {}
 
 
 class Failed(_Message, frozen=True, tag="failed", kw_only=True):
@@ -181,10 +224,13 @@ class Failed(_Message, frozen=True, tag="failed", kw_only=True):
     run_us: Count
     cpu_us: Count
     memory_peak_bytes: Count
+    meters: Meters = {}
 
 
 HostMessage = Spawn | Fork | Load | Invoke | Close | Spilled
-SandboxMessage = Hello | Broken | Exited | Loaded | LoadFailed | Result | Failed | Spilled
+Said = Log | Chunk | Emit | Metered
+"""What a worker says while it still owes its answer."""
+SandboxMessage = Hello | Broken | Exited | Loaded | LoadFailed | Result | Failed | Spilled | Log | Chunk | Emit | Metered
 
 _encoder = msgspec.msgpack.Encoder()
 _host_decoder: msgspec.msgpack.Decoder[HostMessage] = msgspec.msgpack.Decoder(HostMessage)

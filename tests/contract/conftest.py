@@ -12,6 +12,7 @@ import pytest
 
 from faas.model import Environment, RuntimeProfile
 from faas.pool.backend import Backend, Sandbox
+from faas.pool.output import Line
 from faas.pool.process import ProcessBackend
 from faas.pool.worker import Worker
 from faas.worker import wire
@@ -27,11 +28,13 @@ class Printed:
     """The lines that workers printed, with a way to wait for one."""
 
     lines: list[tuple[Worker, str, str]] = field(default_factory=list)
+    whole: list[tuple[Worker, Line]] = field(default_factory=list)
 
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def take(self, worker: Worker, stream: str, line: str) -> None:
-        self.lines.append((worker, stream, line))
+    def take(self, worker: Worker, line: Line) -> None:
+        self.whole.append((worker, line))
+        self.lines.append((worker, line.stream, line.text))
         self.arrived.set()
 
     async def until(self, worker: Worker, count: int) -> None:

@@ -247,8 +247,6 @@ async def test_reject_and_retry_are_what_they_say(make: Make) -> None:
         ("import nosuchmodule\n", "handler:handle", "nosuchmodule"),
         ("def handle(event:\n", "handler:handle", "SyntaxError"),
         ("x = 1\n", "handler:handle", "handle"),
-        ("def handle(event):\n    yield 1\n", "handler:handle", "not supported yet"),
-        ("async def handle(event):\n    return 1\n", "handler:handle", "not supported yet"),
         ("def handle():\n    return 1\n", "handler:handle", "event"),
         ("handle = 3\n", "handler:handle", "handle"),
         (

@@ -42,7 +42,7 @@ async def loss_of(worker: Worker, data: bytes = b"1") -> WorkerLost:
         ("import os\ndef handle(event):\n    os._exit(0)\n", "exited with code 0"),
         ("import os, signal\ndef handle(event):\n    os.kill(os.getpid(), signal.SIGKILL)\n", "signal 9 (SIGKILL)"),
         ("import os\ndef handle(event):\n    os.abort()\n", "signal 6 (SIGABRT)"),
-        ("import os, signal\ndef handle(event):\n    os.kill(os.getpid(), signal.SIGTERM)\n    signal.pause()\n", "signal 15 (SIGTERM)"),
+        ("import os, signal\ndef handle(event):\n    os.kill(os.getpid(), signal.SIGUSR1)\n    signal.pause()\n", "signal 10 (SIGUSR1)"),
         ("import ctypes\ndef handle(event):\n    ctypes.string_at(0)\n", "signal 11 (SIGSEGV)"),
     ],
 )
@@ -74,7 +74,7 @@ async def test_a_worker_that_dies_leaves_its_neighbours_alone(sandbox: Sandbox, 
 async def test_a_handler_that_hangs_in_native_code_is_ended_from_outside(make: Make) -> None:
     """Python cannot interrupt native code, and a handler may ignore every signal that can be ignored."""
     worker = await make(
-        "import signal, threading\nfor number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n    signal.signal(number, signal.SIG_IGN)\n"
+        "import signal, threading\nfor number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):\n    signal.signal(number, signal.SIG_IGN)\n"
         "def handle(event):\n    print('running')\n    (lambda lock: (lock.acquire(), lock.acquire()))(threading.Lock())\n"
     )
     pid = worker.pid

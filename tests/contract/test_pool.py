@@ -38,7 +38,7 @@ async def pool(
         return ENVIRONMENT
 
     async with (
-        ProcessBackend(tmp_path / "state", "test", on_output=lambda worker, stream, line: None) as backend,
+        ProcessBackend(tmp_path / "state", "test", on_output=lambda worker, line: None) as backend,
         WorkerPool.open(
             PoolConfig(slots=slots),
             backend,

@@ -23,6 +23,8 @@ HOST: tuple[wire.HostMessage, ...] = (
         tags={"team": "vision"},
         result_limit_bytes=67108864,
         overlay="/state/environments/0123/packages",
+        env={"MODEL_SIZE": "small"},
+        mounts={"model": "/state/mounts/0123"},
     ),
     wire.Invoke(
         invocation_id="abcdefghijklmnopqrstuvwxyz",
@@ -37,6 +39,7 @@ HOST: tuple[wire.HostMessage, ...] = (
         dataschema="https://example.org/schema",
         extensions={"traceparent": "00-00000000000000000000000000000001-0000000000000001-01"},
         data=b'{"n": 21}',
+        stream=True,
     ),
     wire.Close(),
     wire.Spilled(file="spill-w-1-h1", size=70000),
@@ -49,7 +52,11 @@ SANDBOX: tuple[wire.SandboxMessage, ...] = (
         load_us=5000, cpu_us=4000, memory_peak_bytes=20971520, input_schema='{"type": "integer"}', output_schema='{"type": "string"}'
     ),
     wire.LoadFailed(detail="ValueError: no", traceback="Traceback\n", load_us=5000, cpu_us=4000, memory_peak_bytes=20971520),
-    wire.Result(body=b'{"n2":42}', content_type="application/json", run_us=90, cpu_us=80, memory_peak_bytes=20971520),
+    wire.Log(stream="log", level="warning", logger="app", text="one\ntwo", at=1795300000.25),
+    wire.Chunk(data=b"tok", content_type="text/plain"),
+    wire.Emit(subject="images.done", id="i.1.0123456789abcdef", data=b"{}", content_type="application/json"),
+    wire.Metered(meters={"tokens": 7}),
+    wire.Result(body=b'{"n2":42}', content_type="application/json", run_us=90, cpu_us=80, memory_peak_bytes=20971520, meters={"tokens": 9}),
     wire.Failed(
         reason="error",
         detail="ValueError: negative",

@@ -218,7 +218,7 @@ async def test_an_undecodable_event_leaves_one_dead_letter_and_is_never_delivere
         {"Faas-Timeout": "soon"},
         {"Faas-Deadline": "tomorrow"},
         {"Faas-Depth": "deep"},
-        {"Faas-Chunk-To": "inbox"},
+        {"Faas-Chunk-To": "faas.usage.default.double"},
         {"Faas-Idempotency-Key": "k"},
         {"Faas-Reply-To": "faas.usage.default.double"},
     ],

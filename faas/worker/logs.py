@@ -1,0 +1,197 @@
+"""What a function prints and logs, as messages to the node: cut into lines, with level and time, bounded for each attempt.
+
+`print`, `logging` and structlog come here. What never passes through Python (C code, programs that a handler starts) writes
+to the descriptors 1 and 2, which the worker's init holds, and so does a forked child: the socket is its parent's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from faas.worker import wire
+
+LIMIT_BYTES = 64 * 1024
+"""Of what a function prints and logs in one attempt is passed on; the rest is dropped where it arises. `pool/output.py` has the same."""
+LINE_CHARACTERS = 8 * 1024
+MESSAGE_CHARACTERS = 12 * 1024
+"""Of one logged record: with four bytes a character it still fits into one frame."""
+AT_ONCE = 500
+"""Lines of one attempt that are sent as they come; after those, several go together."""
+TOGETHER_CHARACTERS = 4096
+
+Where = Literal["stdout", "stderr", "log", "progress"]
+
+
+class Log:
+    """The one way of lines to the node. `send` may be called from any thread and anywhere; it says False where it cannot."""
+
+    def __init__(self, send: Callable[[wire.Log], bool]) -> None:
+        self._send = send
+        self._lock = threading.RLock()  # a signal handler may print while its own thread does
+        self._left_bytes = LIMIT_BYTES
+        self._lines = 0
+        self._together: list[wire.Log] = []
+        self._streams = (Stream("stdout", 1, self), Stream("stderr", 2, self))
+
+    def install(self) -> None:
+        """Take over `sys.stdout`, `sys.stderr` and the root logger."""
+        sys.stdout, sys.stderr = self._streams
+        root = logging.getLogger()
+        root.addHandler(_Handler(self))
+        if root.level == logging.WARNING:
+            root.setLevel(logging.INFO)
+
+    def adopt_structlog(self) -> None:
+        """Have structlog log here too, with its levels, where the function imported it and configured nothing."""
+        structlog: Any = sys.modules.get("structlog")
+        if structlog is None or not hasattr(structlog, "is_configured") or structlog.is_configured():
+            return
+        plain = structlog.dev.ConsoleRenderer(colors=False, pad_event=0)
+        processors = [structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, plain]
+        structlog.configure(processors=processors, logger_factory=lambda *args: _Levels(self))
+
+    def renew(self) -> None:
+        """Another attempt: what it may print is counted anew."""
+        self._left_bytes, self._lines = LIMIT_BYTES, 0
+
+    def finish(self) -> None:
+        """Send what still waits: a line without its end, and lines that would have gone together."""
+        for stream in self._streams:
+            stream.end_line()
+        self._send_together()
+
+    def say(
+        self, where: Where, text: str, *, level: str = "info", logger: str = "", at: float = 0.0, fraction: float | None = None
+    ) -> bool:
+        """Pass on one line, or several. False where it cannot be done: in a forked child, or in the middle of another message."""
+        text = text[:MESSAGE_CHARACTERS].encode("utf-8", "replace").decode()
+        with self._lock:
+            if self._left_bytes <= 0:
+                return True
+            self._left_bytes -= len(text.encode()) + 1  # the one that crosses the limit goes out: the node says that it is cut
+            self._lines += 1
+            message = wire.Log(stream=where, level=level[:32], logger=logger[:200], text=text, at=at or time.time(), fraction=fraction)
+            if self._lines > AT_ONCE and fraction is None and self._left_bytes > 0:
+                self._put_together(message)
+                return True
+            self._send_together()
+            return self._send(message)
+
+    def _put_together(self, message: wire.Log) -> None:
+        last = self._together[-1] if self._together else None
+        if last is not None and (last.stream, last.level, last.logger) == (message.stream, message.level, message.logger):
+            text = f"{last.text}\n{message.text}"
+            self._together[-1] = wire.Log(stream=last.stream, level=last.level, logger=last.logger, text=text, at=last.at)
+        else:
+            self._together.append(message)
+        if sum(len(waiting.text) for waiting in self._together) > TOGETHER_CHARACTERS:
+            self._send_together()
+
+    def _send_together(self) -> None:
+        together, self._together = self._together, []
+        for message in together:
+            self._send(message)
+
+
+class Stream(io.TextIOBase):
+    """`sys.stdout` or `sys.stderr`: whole lines go to the log, and everything where that cannot be done to the descriptor."""
+
+    def __init__(self, name: Literal["stdout", "stderr"], descriptor: int, log: Log) -> None:
+        self._name, self._descriptor, self._log = name, descriptor, log
+        self._rest = ""
+        self._buffer: io.BufferedWriter | None = None
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    @property
+    def buffer(self) -> io.BufferedWriter:
+        """For bytes: straight to the descriptor."""
+        if self._buffer is None:
+            self._buffer = open(self._descriptor, "wb", closefd=False)  # noqa: SIM115  as long as the worker
+        return self._buffer
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() takes text, not {type(text).__name__}")
+        *lines, rest = (self._rest + text).split("\n")
+        self._rest = rest
+        for line in lines:
+            self._say(line)
+        while len(self._rest) > LINE_CHARACTERS:
+            self._say(self._rest[:LINE_CHARACTERS])
+            self._rest = self._rest[LINE_CHARACTERS:]
+        return len(text)
+
+    def _say(self, line: str) -> None:
+        for at in range(0, max(1, len(line)), LINE_CHARACTERS):
+            part = line[at : at + LINE_CHARACTERS]
+            if not self._log.say(self._name, part):
+                with contextlib.suppress(OSError):
+                    os.write(self._descriptor, f"{part}\n".encode("utf-8", "backslashreplace"))
+
+    def flush(self) -> None:
+        """What was written as bytes; a line without its end waits for it, or for the end of the attempt."""
+        if self._buffer is not None:
+            self._buffer.flush()
+
+    def end_line(self) -> None:
+        """Pass on a line that has no end yet."""
+        self.flush()
+        if self._rest:
+            rest, self._rest = self._rest, ""
+            self._say(rest)
+
+
+class _Handler(logging.Handler):
+    """Records of `logging`, exceptions included."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception:  # arguments that do not fit the message are the author's: logging says so on stderr
+            self.handleError(record)
+            return
+        if not self._log.say("log", text, level=record.levelname.lower(), logger=record.name, at=record.created):
+            with contextlib.suppress(OSError):
+                os.write(2, f"{record.levelname} {text}\n".encode("utf-8", "backslashreplace"))
+
+
+class _Levels:
+    """What structlog takes for a logger: a method for each level."""
+
+    def __init__(self, log: Log) -> None:
+        for level in ("debug", "info", "warning", "error", "critical"):
+            setattr(self, level, self._method(log, level))
+        self.msg, self.warn = self.info, self.warning
+        self.fatal = self.exception = self.failure = self.error
+        self.err = self.error
+
+    info: Callable[[str], None]
+    warning: Callable[[str], None]
+    error: Callable[[str], None]
+
+    @staticmethod
+    def _method(log: Log, level: str) -> Callable[[str], None]:
+        def say(message: str) -> None:
+            log.say("log", str(message), level=level, logger="structlog")
+
+        return say
