@@ -22,7 +22,7 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 
 from faas import subjects
-from faas.envelope import Outgoing, Published, Reply, Ticket, check_size, encode, outgoing
+from faas.envelope import Outgoing, Published, Reply, Ticket, check_size, completed, encode, outgoing
 from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
 from faas.model import NAME_PATTERN, FunctionReport
 from faas.units import Duration
@@ -89,7 +89,7 @@ class Client:
     ) -> Reply:
         """Run a function on a body as it is, and wait for its answer, whatever end it names."""
         _check_name(function, tenant)
-        body, head = encode(body, headers or {})
+        body, head = encode(body, completed(headers or {}))
         wait_s = ANSWER_S
         if timeout is not None:
             wait_s = _seconds(timeout)

@@ -162,6 +162,15 @@ def encode(data: object, headers: Mapping[str, str]) -> tuple[bytes, dict[str, s
     return body, {**({} if "content-type" in given else {"Content-Type": "application/json"}), **headers}
 
 
+def completed(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers of a synchronous invocation: where they have CloudEvents attributes, with those that every event has. None make it a plain payload."""
+    lower = {name.lower() for name in headers}
+    if not any(name.startswith("ce-") for name in lower):
+        return dict(headers)
+    required = {"ce-specversion": "1.0", "ce-id": uuid.uuid4().hex, "ce-source": SOURCE, "ce-type": TYPE}
+    return {**{name: value for name, value in required.items() if name not in lower}, **headers}
+
+
 def check_size(subject: str, body: bytes, headers: Mapping[str, str], *, limit_bytes: int) -> None:
     """Raises MessageTooLarge for what the server would answer by closing the connection. `limit_bytes` is its `max_payload`."""
     size = len(body) + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())

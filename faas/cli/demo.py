@@ -98,7 +98,7 @@ async def _demo(settings: Config, only: str | None, *, quiet: bool) -> list[Row]
 
 
 async def _run_all(url: str, settings: Config, only: str | None, *, say: Callable[[str], None]) -> list[Row]:
-    """Each function in turn, `hello` first: its row is there before anything large is built."""
+    """Each function in turn: `hello`, then those of the profile that it has, so that their rows are there before anything large is built."""
     from faas.client import connect
     from faas.environments.profile import load_profiles
     from faas.registry.spec import read_functions
@@ -112,7 +112,8 @@ async def _run_all(url: str, settings: Config, only: str | None, *, say: Callabl
         if only is not None and not reports:
             names = ", ".join(sorted({report.name for report in known}))
             raise ConfigInvalid(f"no function {only} in {settings.functions}; there are: {names or 'none'}")
-        for report in sorted(reports, key=lambda report: (report.name != FIRST, report.name)):
+        small = next((report.runtime for report in known if report.name == FIRST), "")
+        for report in sorted(reports, key=lambda report: (report.name != FIRST, report.runtime != small, report.name)):
             if report.state == "invalid":
                 rows.append(Row(report.name, "invalid", "", report.error, {}, {}, ""))
                 continue
@@ -152,13 +153,15 @@ def _example(source: FunctionVersion) -> tuple[str, bytes, dict[str, str]]:
             body = json.dumps(data).encode() if json_type or not isinstance(data, str) else data.encode()
     except (ValueError, AttributeError, TypeError) as error:
         raise ConfigInvalid(f"{source.spec.name}/example_event.json: no CloudEvent in JSON format: {error}") from error
-    attributes = {name: value for name, value in document.items() if name not in ("data", "data_base64") and isinstance(value, str | int)}
-    headers = {
-        f"ce-{name}": quote(str(value), safe=" /:;,.=+-_~@!()")
-        for name, value in attributes.items()
-        if name not in ("id", "datacontenttype")
+    attributes = {
+        name: str(value).lower() if isinstance(value, bool) else str(value)  # CloudEvents writes true, not True
+        for name, value in document.items()
+        if name not in ("data", "data_base64") and isinstance(value, str | int)
     }
-    return str(attributes.get("subject", "")), body, {**headers, "Content-Type": str(attributes.get("datacontenttype", "application/json"))}
+    headers = {
+        f"ce-{name}": quote(value, safe=" /:;,.=+-_~@!()") for name, value in attributes.items() if name not in ("id", "datacontenttype")
+    }
+    return attributes.get("subject", ""), body, {**headers, "Content-Type": attributes.get("datacontenttype", "application/json")}
 
 
 def _row(function: str, reply: Reply) -> Row:
@@ -169,7 +172,14 @@ def _row(function: str, reply: Reply) -> Row:
         **{name: int(head.get(f"Faas-{name.title()}-Us", 0)) for name in ("queue", "load", "run")},
     }
     detail = "" if reply.outcome == "succeeded" else f"{reply.reason}: {reply.failure.detail}"
-    return Row(function, reply.outcome, reply.reason, detail, phases, usage[-1] if usage else {}, reply.body.decode("utf-8", "replace"))
+    return Row(function, reply.outcome, reply.reason, detail, phases, usage[-1] if usage else {}, _result(reply))
+
+
+def _result(reply: Reply) -> str:
+    """A result as it can be shown: text as it is, of anything else its content type and size."""
+    kind = reply.headers.get("Content-Type", "application/octet-stream")
+    textual = kind.startswith(("text/", "application/json", "application/problem+json"))
+    return reply.body.decode("utf-8", "replace") if textual else f"{kind}, {format_size(len(reply.body))}"
 
 
 def _print_table(rows: list[Row]) -> None:
@@ -191,5 +201,5 @@ def _print_table(rows: list[Row]) -> None:
 
 
 def _short(row: Row) -> str:
-    text = row.detail or row.result
+    text = " ".join((row.detail or row.result).split())
     return text if len(text) <= RESULT_CHARACTERS else f"{text[:RESULT_CHARACTERS]}..."

@@ -128,6 +128,6 @@ def json_line(value: object) -> str:
 
 
 def print_body(body: bytes) -> None:
-    """A result as it is, and the end of its line."""
-    sys.stdout.buffer.write(body if body.endswith(b"\n") else body + b"\n")
+    """A result as it is, and where it is text the end of its line: a file that is written this way is the result, byte for byte."""
+    sys.stdout.buffer.write(body if body.endswith(b"\n") or b"\0" in body else body + b"\n")
     sys.stdout.buffer.flush()

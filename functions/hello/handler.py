@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import faas
 import msgspec
 
 Language = Literal["de", "en", "es", "fr"]
@@ -24,6 +25,6 @@ class Greeting(msgspec.Struct, frozen=True):
     attempt: int
 
 
-def handle(event: Person, ctx) -> Greeting:
+def handle(event: Person, ctx: faas.Context) -> Greeting:
     """Greet a person in a language."""
     return Greeting(text=f"{GREETINGS[event.language]}, {event.name}!", invocation_id=ctx.invocation_id, attempt=ctx.attempt)

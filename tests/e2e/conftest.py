@@ -12,6 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from node import Node, running, write_function
 
+from faas.environments.build import Builder
+from faas.environments.profile import load_profile, shipped_functions, shipped_runtimes
+from faas.model import Environment
+
 FUNCTIONS: dict[str, tuple[str, str]] = {
     "double": (
         "import msgspec\nclass In(msgspec.Struct):\n    n: int\ndef handle(event: In, ctx):\n    return {'n2': event.n * 2, 'attempt': ctx.attempt}\n",
@@ -103,5 +107,32 @@ async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
         write_function(root / "functions", name, code, spec)
     runtimes = write_runtimes(root / "runtimes")
     async with running(root / "functions", root / "state", "--runtimes", str(runtimes), environ={"FAAS_BUS__ACK_WAIT": "2s"}) as node:
+        await node.watch()
+        yield node
+
+
+@pytest.fixture(scope="session")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of the tests that need torch: what one of them builds, the others find."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="session")
+async def builder(state: Path) -> AsyncIterator[Builder]:
+    """It builds where a node on the same state folder looks."""
+    async with Builder(state / "environments") as builder:
+        yield builder
+
+
+@pytest.fixture(scope="session")
+async def ai(builder: Builder) -> Environment:
+    """The environment of the profile `ai`, built once per run."""
+    return await builder.ensure(load_profile(shipped_runtimes() / "ai"))
+
+
+@pytest.fixture(scope="session")
+async def examples(state: Path, ai: Environment) -> AsyncIterator[Node]:
+    """A node with the example functions."""
+    async with running(shipped_functions(), state, "--runtimes", str(shipped_runtimes())) as node:
         await node.watch()
         yield node

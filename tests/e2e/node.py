@@ -59,10 +59,10 @@ class Node:
             await self.arrived.wait_for(lambda: event_id in self.outcomes)
         return self.outcomes[event_id][0]
 
-    async def event(self, subject: str, data: bytes, *, id: str, headers: Mapping[str, str] | None = None) -> Msg:
+    async def event(self, subject: str, data: bytes, *, id: str, headers: Mapping[str, str] | None = None, wait_s: float = 8.0) -> Msg:
         """Publish one event with this id and wait for its outcome."""
         await self.client.jetstream().publish(subject, data, headers={"Nats-Msg-Id": id, **(headers or {})})
-        return await self.outcome(id)
+        return await self.outcome(id, wait_s)
 
     async def request(self, function: str, data: bytes, *, headers: Mapping[str, str] | None = None, wait_s: float = 8.0) -> Msg:
         """A synchronous invocation."""

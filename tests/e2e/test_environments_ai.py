@@ -1,4 +1,4 @@
-"""The profile `ai` built for real, and the model of `embed` run in it. Built once per run."""
+"""The profile `ai` built for real, and the model of `embed` run in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from node import command
 
 import faas
-from faas.environments.build import Builder
 from faas.environments.profile import load_profile, shipped_functions, shipped_runtimes
 from faas.model import Environment
 
@@ -32,12 +31,6 @@ embed.load(context)
 for line in sys.stdin:
     print(msgspec.json.encode(embed.handle(msgspec.json.decode(line, type=handler.Request), context)).decode())
 """
-
-
-@pytest.fixture(scope="session")
-async def ai(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    async with Builder(tmp_path_factory.mktemp("ai-environments")) as builder:
-        return await builder.ensure(load_profile(shipped_runtimes() / "ai"))
 
 
 async def run_python(environment: Environment, *arguments: str, text: str = "") -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faas.bus.cloudevents import decode
-from faas.envelope import ID_CHARACTERS, SOURCE, Reply, check_size, outgoing
+from faas.envelope import ID_CHARACTERS, SOURCE, Reply, check_size, completed, outgoing
 from faas.errors import ConfigInvalid, InvocationFailed, MessageTooLarge
 from faas.identity import invocation_id
 from faas.model import EventInvalid
@@ -103,3 +103,12 @@ def test_a_failure_keeps_what_was_said() -> None:
     assert (raised.value.outcome, raised.value.code, raised.value.traceback) == ("failed", "error", "Traceback")
     assert Reply({"Faas-Outcome": "failed", "Faas-Reason": "error"}, b"\xff").failure.code == "error"
     assert Reply({"Faas-Outcome": "succeeded", "Content-Type": "application/json"}, b"[1]").result == [1]
+
+
+def test_one_attribute_of_an_event_makes_it_a_whole_event() -> None:
+    """`faas invoke resize @a.png --header ce-width=320` names the one that matters, and the node refuses an event without an id."""
+    decoded = decode(completed({"CE-Width": "320", "ce-type": "mine"}), b"", source="FAAS_EVENTS", event_id="1.2")
+
+    assert not isinstance(decoded, EventInvalid), decoded
+    assert (decoded[0].type, decoded[0].source, dict(decoded[0].extensions)) == ("mine", SOURCE, {"width": "320"})
+    assert completed({"Content-Type": "text/plain"}) == {"Content-Type": "text/plain"}
