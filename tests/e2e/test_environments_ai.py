@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from node import command
+from node import PROJECT, command
 
 import faas
 from faas.environments.profile import load_profile, shipped_functions, shipped_runtimes
@@ -23,10 +23,10 @@ WEATHER = ("The weather is lovely today.", "It's so sunny outside!", "He drove t
 COSINES = (0.6660, 0.1046, 0.1411)
 
 EMBED = """
-import json, logging, sys, types
-sys.path.insert(0, sys.argv[1])
-import msgspec, handler
-embed, context = handler.Embed(), types.SimpleNamespace(device="cpu", log=logging.getLogger())
+import json, sys
+sys.path[:0] = sys.argv[1:]
+import faas, msgspec, handler
+embed, context = handler.Embed(), faas.Context(function="embed", tenant="default")
 embed.load(context)
 for line in sys.stdin:
     print(msgspec.json.encode(embed.handle(msgspec.json.decode(line, type=handler.Request), context)).decode())
@@ -48,7 +48,7 @@ async def run_python(environment: Environment, *arguments: str, text: str = "") 
 async def embed(environment: Environment, *requests: object) -> list[list[list[float]]]:
     """The vectors of each request, as the function's handler answers it."""
     lines = "".join(json.dumps({"text": request}) + "\n" for request in requests)
-    output = await run_python(environment, EMBED, str(shipped_functions() / "embed"), text=lines)
+    output = await run_python(environment, EMBED, str(shipped_functions() / "embed"), str(PROJECT), text=lines)
     answers = [json.loads(line) for line in output.splitlines()]
     assert {answer["dimensions"] for answer in answers} == {384}
     return [answer["vectors"] for answer in answers]
