@@ -40,6 +40,7 @@ from faas.intake import Intake
 from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
 from faas.pool.metering import Billing
+from faas.pool.mounts import Mounts
 from faas.pool.output import Line
 from faas.pool.pool import WorkerPool
 from faas.pool.process import ProcessBackend
@@ -150,8 +151,11 @@ class _Node:
             build = partial(environments.ensure, progress=on_build)
             build_overlay = partial(environments.ensure_overlay, progress=on_build)
             limit_bytes = outcomes.result_limit_bytes(1)
+            mounts = Mounts(config.state / "mounts", config.mounts)
             pool = await stack.enter_async_context(
-                WorkerPool.open(config.pool, backend, build, build_overlay=build_overlay, result_limit_bytes=limit_bytes)
+                WorkerPool.open(
+                    config.pool, backend, build, build_overlay=build_overlay, stage=mounts.stage, result_limit_bytes=limit_bytes
+                )
             )
             dispatcher = _dispatcher(config, outcomes, pool=pool, speech=speech, usage=usage, captured=captured)
             heartbeats = await stack.enter_async_context(Heartbeats.open(config.bus.ack_wait_s))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -20,6 +20,10 @@ from faas.worker import wire
 
 SCHEMA_CHARACTERS = 32 * 1024
 """Of a JSON Schema: two of them go into one answer on the bus, and who runs in a sandbox can report anything."""
+
+
+Stage = Callable[[FunctionVersion], Awaitable[Mapping[str, str]]]
+"""Puts the mounts of a function in place: target -> absolute path. Raises EnvironmentFailed."""
 
 
 class Draining(FaasError):
@@ -65,6 +69,8 @@ class Served:
     sandboxes: Sandboxes
     limits: tuple[int, float, int]  # memory in bytes, cpus, pids: the function's, at most the profile's
     overlay: Overlay | None = None  # its own packages, where it has any
+    stage: Stage | None = None  # puts its mounts in place
+    mounts: Mapping[str, str] = field(default_factory=dict)  # target -> absolute path, once they are
     sandbox: Sandbox | None = None
     idle: list[Worker] = field(default_factory=list)  # the last one given back is the next one leased
     leased: int = 0
@@ -90,6 +96,8 @@ class Served:
     async def ready(self) -> bool:
         """Wait until a worker can be started without building anything; True where it had to. Raises EnvironmentFailed."""
         cold = await self.sandboxes.ready()
+        if self.stage is not None and self.function.mounts:
+            self.mounts = await self.stage(self.function)
         return (self.overlay is not None and await self.overlay.ready()) or cold
 
     def pop_idle(self) -> Worker | None:

@@ -18,7 +18,7 @@ from faas.config import PoolConfig
 from faas.errors import FaasError
 from faas.model import FunctionVersion, RuntimeProfile, Start
 from faas.pool.backend import Backend
-from faas.pool.lease import Draining, Lease, Schemas, Seen, Served
+from faas.pool.lease import Draining, Lease, Schemas, Seen, Served, Stage
 from faas.pool.overlays import BuildOverlay, Overlay
 from faas.pool.sandboxes import Build, Sandboxes
 from faas.pool.warmth import Warmth, unbind
@@ -50,11 +50,13 @@ class WorkerPool:
         build: Build,
         *,
         build_overlay: BuildOverlay | None,
+        stage: Stage | None,
         group: asyncio.TaskGroup,
         result_limit_bytes: int,
     ) -> None:
         self._free = config.slots_or_default
         self._backend, self._build, self._build_overlay, self._group = backend, build, build_overlay, group
+        self._stage = stage
         self._tasks: set[asyncio.Task[None]] = set()
         self._result_limit_bytes = result_limit_bytes
         self._loop = asyncio.get_running_loop()
@@ -68,14 +70,21 @@ class WorkerPool:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, config: PoolConfig, backend: Backend, build: Build, *, build_overlay: BuildOverlay | None = None, result_limit_bytes: int
+        cls,
+        config: PoolConfig,
+        backend: Backend,
+        build: Build,
+        *,
+        build_overlay: BuildOverlay | None = None,
+        stage: Stage | None = None,
+        result_limit_bytes: int,
     ) -> AsyncIterator[WorkerPool]:
         """`result_limit_bytes` is the largest result that can be passed on at all: a worker sends no larger one.
 
         Without `build_overlay` a function's own packages are taken to be in its profile's environment.
         """
         async with asyncio.TaskGroup() as group:
-            pool = cls(config, backend, build, build_overlay=build_overlay, group=group, result_limit_bytes=result_limit_bytes)
+            pool = cls(config, backend, build, build_overlay=build_overlay, stage=stage, group=group, result_limit_bytes=result_limit_bytes)
             try:
                 yield pool
             finally:
@@ -108,7 +117,7 @@ class WorkerPool:
         overlay = None
         if function.lock and self._build_overlay is not None:
             overlay = Overlay(function, profile, self._build_overlay, spawn=self._spawn)
-        served = Served(function, sandboxes, limits, overlay)
+        served = Served(function, sandboxes, limits, overlay, self._stage)
         self._served[function.key] = served
         if eager or function.spec.scale.min_warm:
             self._spawn(self._warm_up(served))
@@ -270,6 +279,8 @@ class WorkerPool:
             tags=dict(spec.tags),
             result_limit_bytes=min(int(spec.limits.payload_bytes), self._result_limit_bytes),
             overlay=self._served[function.key].environment.overlay,
+            env=dict(spec.env),
+            mounts=dict(self._served[function.key].mounts),
         )
 
     async def load(self, served: Served, worker: Worker, *, timeout_s: float) -> wire.Loaded | wire.LoadFailed:

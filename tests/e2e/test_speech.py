@@ -163,6 +163,31 @@ async def test_what_a_function_prints_and_logs_is_kept_by_invocation(speaking: N
     assert [line["message"] for line in later] == ["one", "two", "three", "half"]
 
 
+async def test_environment_and_mounts_reach_the_handler(tmp_path: Path) -> None:
+    """A model lies beside the code, once for all workers; a node's own folders where `[node] mounts` allows them."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "w.txt").write_text("shared")
+    folder = tmp_path / "functions" / "reads"
+    (folder / "assets").mkdir(parents=True)
+    (folder / "assets" / "m.txt").write_text("own")
+    (folder / "handler.py").write_text(
+        "import os\nSIZE = os.environ['SIZE']\ndef handle(event, ctx):\n"
+        "    return [SIZE, (ctx.mounts['own'] / 'm.txt').read_text(), (ctx.mounts['all'] / 'w.txt').read_text()]\n"
+    )
+    (folder / "function.toml").write_text(
+        f'env = {{ SIZE = "small" }}\n[[mount]]\nsource = "assets"\ntarget = "own"\n[[mount]]\nsource = "{weights}"\ntarget = "all"\n'
+    )
+    (tmp_path / "faas.toml").write_text(f'[node]\nmounts = ["{tmp_path}"]\n')
+    async with running(tmp_path / "functions", tmp_path / "state", "--config", str(tmp_path / "faas.toml")) as node:
+        answer = await node.request("reads", b"1")
+        (folder / "assets" / "m.txt").unlink()
+        again = await node.request("reads", b"1")
+
+    assert json.loads(answer.data) == ["small", "own", "shared"]
+    assert json.loads(again.data) == ["small", "own", "shared"]
+
+
 async def test_meters_are_in_the_usage_record(speaking: Node) -> None:
     """A tenant may be billed by tokens."""
     outcome = await speaking.event("speech.talks", b"1", id="talks-3")
