@@ -1,77 +1,141 @@
-"""`faas lock` and `faas build`: from requirements to a lock, from a lock to an environment."""
+"""`faas lock` and `faas build`: from requirements to a lock, from a lock to an environment, of profiles and of single functions."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import DEFAULT_STATE, Json, State, print_json
-from faas.errors import ConfigInvalid, EnvironmentFailed, FaasError
+from faas.cli.options import DEFAULT_STATE, Folders, Json, State, print_json
+from faas.cli.targets import Targets, find_targets
+from faas.errors import ConfigInvalid, EnvironmentFailed
 from faas.units import format_size
 
 if TYPE_CHECKING:
     from faas.environments.build import BuildProgress
     from faas.environments.resolution import LockReport
-    from faas.model import Environment, RuntimeProfile
+    from faas.model import Environment
 
-Runtimes = Annotated[Path | None, Parameter(help="Folder of the runtime profiles; default runtimes, else those that come with faas.")]
-Profile = Annotated[str | None, Parameter(help="Only this profile; default all.")]
+Name = Annotated[
+    str | None, Parameter(help="Only this profile or function; default all. Where it is both: runtimes/NAME or functions/NAME.")
+]
 
 
-def lock(profile: Profile = None, *, runtimes: Runtimes = None, json: Json = False) -> int:
+def lock(name: Name = None, *, folders: Folders = Folders(), json: Json = False) -> int:  # noqa: B008  # frozen
     """Resolve requirements afresh; an old lock stays as it was where that fails."""
-
-    async def all_of_them() -> list[LockReport]:
-        from faas.environments.lock import lock as resolve
-
-        return [await resolve(found) for found in _profiles(profile, runtimes)]
-
-    reports = asyncio.run(all_of_them())
+    targets = find_targets(name, folders, verb="lock")
+    if name is not None:
+        for function in targets.functions:
+            if not function.spec.dependencies:
+                raise ConfigInvalid(
+                    f'{function.file}: dependencies: there are none; write some into it, like dependencies = ["pillow>=11"]'
+                )
+    reports, failed = asyncio.run(_lock(targets))
     if json:
         print_json(msgspec.to_builtins(reports))
-        return 0
-    for report in reports:
+    for report in reports if not json else []:
         size = f", {format_size(report.download_bytes)} to download" if report.download_bytes else ""
-        print(f"{report.profile}: {report.packages} packages{size}; {report.path} {'written' if report.changed else 'is as it was'}")
-    return 0
+        beside = f" beside those of {report.profile}" if report.function else ""
+        changed = "written" if report.changed else "is as it was"
+        print(f"{report.function or report.profile}: {report.packages} packages{beside}{size}; {report.path} {changed}")
+    return _say_what_failed([*failed, *_invalid(targets)])
 
 
-def build(profile: Profile = None, *, runtimes: Runtimes = None, state: State = DEFAULT_STATE, json: Json = False) -> int:
-    """Build what is absent; one that is built already is only named."""
+async def _lock(targets: Targets) -> tuple[list[LockReport], list[str]]:
+    """Profiles first: the locks of functions are made against theirs. What fails stops no other."""
+    from faas.environments.dependencies import lock_function
+    from faas.environments.lock import lock as resolve
+    from faas.registry.spec import lock_file
 
-    async def all_of_them() -> list[tuple[RuntimeProfile, Environment | EnvironmentFailed]]:
-        from faas.environments.build import Builder
+    reports: list[LockReport] = []
+    failed: list[str] = []
+    for profile in targets.profiles:
+        try:
+            reports.append(await resolve(profile))
+        except EnvironmentFailed as error:
+            failed.append(str(error))
+    for function in targets.functions:
+        try:
+            reports.append(await lock_function(function, targets.profile_of(function), lock_file(targets.folder, function)))
+        except EnvironmentFailed as error:
+            failed.append(str(error))
+    return reports, failed
 
-        built: list[tuple[RuntimeProfile, Environment | EnvironmentFailed]] = []
-        async with Builder(state / "environments") as builder:
-            for found in _profiles(profile, runtimes):
-                try:
-                    built.append((found, await builder.ensure(found, _say)))
-                except EnvironmentFailed as error:
-                    built.append((found, error))
-        return built
 
-    results = asyncio.run(all_of_them())
-    failed = [error for _, error in results if isinstance(error, FaasError)]
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Built:
+    """What came of one build. `function` is "" for a profile's environment; `warning` is a sentence about its lock."""
+
+    profile: str
+    function: str = ""
+    environment: Environment | EnvironmentFailed
+    warning: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        head = {"profile": self.profile, **({"function": self.function} if self.function else {})}
+        warning = {"warning": self.warning} if self.warning else {}
+        if isinstance(self.environment, EnvironmentFailed):
+            return {**head, "state": "failed", "error": self.environment.detail, **warning}
+        return {**head, "state": "ready", **msgspec.to_builtins(self.environment), **warning}
+
+
+def build(name: Name = None, *, folders: Folders = Folders(), state: State = DEFAULT_STATE, json: Json = False) -> int:  # noqa: B008  # frozen
+    """Build what is absent; what is built already is only named."""
+    targets = find_targets(name, folders, verb="build")
+    results = asyncio.run(_build(targets, state))
     if json:
-        print_json([_as_json(found, environment) for found, environment in results])
-    for found, environment in results:
-        if isinstance(environment, FaasError):
-            print(f"faas: {environment}", file=sys.stderr)
+        print_json([built.as_json() for built in results])
+    failed = []
+    for built in results:
+        if built.warning:
+            print(f"faas: {built.warning}", file=sys.stderr)
+        if isinstance(built.environment, EnvironmentFailed):
+            failed.append(str(built.environment))
         elif not json:
-            print(f"{found.name}: {environment.digest[:16]} {format_size(environment.size_bytes)}; {environment.python}")
-    return 1 if failed else 0
+            environment = built.environment
+            where = environment.overlay or environment.python
+            print(f"{built.function or built.profile}: {environment.digest[:16]} {format_size(environment.size_bytes)}; {where}")
+    return _say_what_failed([*failed, *_invalid(targets)])
 
 
-def _as_json(profile: RuntimeProfile, built: Environment | EnvironmentFailed) -> dict[str, object]:
-    if isinstance(built, FaasError):
-        return {"profile": profile.name, "state": "failed", "error": built.detail}
-    return {"profile": profile.name, "state": "ready", **msgspec.to_builtins(built)}
+async def _build(targets: Targets, state: State) -> list[Built]:
+    from faas.environments.build import Builder
+    from faas.environments.dependencies import problem_of
+    from faas.environments.lockfile import stale_warning
+
+    built: list[Built] = []
+    async with Builder(state / "environments") as builder:
+        for profile in targets.profiles:
+            try:
+                environment: Environment | EnvironmentFailed = await builder.ensure(profile, _say)
+            except EnvironmentFailed as error:
+                environment = error
+            built.append(Built(profile=profile.name, environment=environment, warning=stale_warning(profile)))
+        for function in targets.functions:
+            name, profile = function.spec.name, targets.profile_of(function)
+            try:
+                if problem := problem_of(function, profile):
+                    raise EnvironmentFailed(name, problem)
+                environment = await builder.ensure_overlay(function, profile, _say)
+            except EnvironmentFailed as error:
+                environment = error
+            built.append(Built(profile=profile.name, function=name, environment=environment))
+    return built
+
+
+def _invalid(targets: Targets) -> list[str]:
+    return [report.error for report in targets.invalid]
+
+
+def _say_what_failed(sentences: list[str]) -> int:
+    """Each on standard error; the exit code."""
+    for sentence in sentences:
+        print(f"faas: {sentence}", file=sys.stderr)
+    return 1 if sentences else 0
 
 
 def _say(progress: BuildProgress) -> None:
@@ -83,20 +147,3 @@ def describe(progress: BuildProgress) -> str:
     size = f" ({format_size(progress.download_bytes)} to download)" if progress.download_bytes else ""
     what = f"packages of {progress.function}" if progress.function else f"environment of {progress.profile}"
     return f"{what}{size}: {progress.phase}, {progress.elapsed_s:.1f} s"
-
-
-def _profiles(name: str | None, runtimes: Path | None) -> list[RuntimeProfile]:
-    """The profile of that name, or all. Raises ConfigInvalid for an unknown one, and for any that is broken."""
-    from faas.cli.node import runtimes_folder
-    from faas.environments.profile import load_profiles
-
-    folder = runtimes_folder(runtimes)
-    profiles, broken = load_profiles(folder)
-    for error in broken:
-        if name is None or error.file.startswith(f"{name}/"):
-            raise error
-    if name is None:
-        return list(profiles.values())
-    if name not in profiles:
-        raise ConfigInvalid(f"no profile {name} in {folder}; there are: {', '.join(sorted(profiles)) or 'none'}")
-    return [profiles[name]]

@@ -47,12 +47,21 @@ Example: faas new thumb --template class""",
 In full: every key as it is in effect, the environment, and the JSON Schema of what it takes and returns.
 
 Example: faas functions hello""",
-    "faas.cli.environments:lock": """Resolve a profile's requirements.in to a hash-locked requirements.lock.
+    "faas.cli.environments:lock": """Resolve a profile's requirements.in, or a function's dependencies, to a hash-locked file.
+
+A function's lock is made against its profile's: what the profile pins holds for the function too.
 
 Example: faas lock ai""",
-    "faas.cli.environments:build": """Build the environment of a profile from its lock, in the state folder.
+    "faas.cli.environments:build": """Build the environment of a profile, or the packages of a function, from its lock, in the state folder.
+
+A node builds what is absent by itself; this does it ahead.
 
 Example: faas build standard""",
+    "faas.cli.env:env": """List the environments with digest, state, size and packages; with a name, show every package of one.
+
+--prune removes those that no profile and no function of the folders uses. What a running node uses stays.
+
+Example: faas env ai""",
 }
 """Here and not in the verbs' modules, which `faas --help` would have to import."""
 
