@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -154,3 +155,57 @@ async def test_speech_finds_none_in_a_hum(examples: Node) -> None:
 async def test_speech_rejects_what_is_no_recording(examples: Node) -> None:
     """It will be none the next time either."""
     assert end(await publish(examples, "speech", b"RIFF but no more")) == ("rejected", "rejected_by_handler")
+
+
+# ---------------------------------------------------------------- tokens
+
+
+async def test_tokens_writes_the_same_text_for_the_same_seed_alone(examples: Node) -> None:
+    """Whoever repeats an event gets what came of it; whoever changes the seed gets something else."""
+    first, again, other = [(await publish_example(examples, "tokens", seed=seed)).data for seed in (7, 7, 8)]
+
+    assert first == again
+    assert first != other
+    assert len(first) == 200
+
+
+async def test_tokens_writes_words_of_its_page(examples: Node) -> None:
+    """The model has learnt something: untrained, it would write characters that the page does not even have."""
+    page = set((shipped_functions() / "tokens" / "text.txt").read_text().split())
+
+    words = (await publish_example(examples, "tokens", temperature=0)).data.decode().split()
+
+    assert set(words[:-1]) <= page  # the last may be cut
+
+
+async def test_tokens_rejects_what_the_model_cannot_read(examples: Node) -> None:
+    """The bounds are in the type of its first parameter, so the handler is not called."""
+    assert end(await publish_example(examples, "tokens", prompt="ein Übel")) == ("rejected", "payload_invalid")
+
+
+# ---------------------------------------------------------------- train
+
+
+async def test_train_learns_and_its_seed_counts(examples: Node) -> None:
+    """Chance is one in three; the same seed is the same trial."""
+    one, again, other = [result(await publish_example(examples, "train", epochs=20, seed=seed)) for seed in (1, 1, 2)]
+
+    assert min(one["accuracy"], other["accuracy"]) > 0.8
+    assert one == again
+    assert one["loss"] != other["loss"]
+    assert one["epochs"] == 20
+
+
+async def test_train_does_worse_with_a_learning_rate_that_is_too_small(examples: Node) -> None:
+    """The hyperparameters of the event are those that it trains with."""
+    losses = [result(await publish_example(examples, "train", epochs=5, lr=lr))["loss"] for lr in (1e-2, 1e-3, 1e-6)]
+
+    assert all(better < worse for better, worse in pairwise(losses))
+
+
+async def test_train_meters_what_it_has_worked_through(examples: Node) -> None:
+    """The usage record has the author's own meters beside the runtime's."""
+    outcome = await publish_example(examples, "train", epochs=3)
+
+    (record,) = json.loads(head(outcome)["Faas-Usage"])
+    assert record["meters"] == {"examples": 4500}

@@ -18,7 +18,7 @@ from faas.registry.spec import read_functions
 from faas.subjects import contains
 from faas.worker.context import Context
 
-NAMES = ("classify", "embed", "hello", "resize", "speech")
+NAMES = ("classify", "embed", "hello", "resize", "speech", "tokens", "train")
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
