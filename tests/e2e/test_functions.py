@@ -178,6 +178,21 @@ async def test_tokens_writes_words_of_its_page(examples: Node) -> None:
     assert set(words[:-1]) <= page  # the last may be cut
 
 
+async def test_tokens_sends_each_character_on_its_own(examples: Node) -> None:
+    """Whoever reads along sees the text grow; what has been sent is what is answered in the end."""
+    inbox = examples.client.new_inbox()
+    chunks = await examples.client.subscribe(inbox)
+    data = json.loads((shipped_functions() / "tokens" / "example_event.json").read_text())["data"]
+
+    answer = await examples.request("tokens", json.dumps(data).encode(), headers={"Faas-Chunk-To": inbox}, wait_s=WAIT_S)
+
+    pieces = []
+    while head(chunk := await chunks.next_msg(timeout=8)).get("Faas-Eos") != "true":
+        pieces.append(chunk.data.decode())
+    assert len(pieces) == data["max_tokens"]
+    assert "".join(pieces) == answer.data.decode()
+
+
 async def test_tokens_rejects_what_the_model_cannot_read(examples: Node) -> None:
     """The bounds are in the type of its first parameter, so the handler is not called."""
     assert end(await publish_example(examples, "tokens", prompt="ein Übel")) == ("rejected", "payload_invalid")
