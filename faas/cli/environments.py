@@ -34,6 +34,8 @@ def lock(name: Name = None, *, folders: Folders = Folders(), json: Json = False)
                 raise ConfigInvalid(
                     f'{function.file}: dependencies: there are none; write some into it, like dependencies = ["pillow>=11"]'
                 )
+    for warning in _stale_below(targets):
+        print(f"faas: {warning}", file=sys.stderr)
     reports, failed = asyncio.run(_lock(targets))
     if json:
         print_json(msgspec.to_builtins(reports))
@@ -43,6 +45,15 @@ def lock(name: Name = None, *, folders: Folders = Folders(), json: Json = False)
         changed = "written" if report.changed else "is as it was"
         print(f"{report.function or report.profile}: {report.packages} packages{beside}{size}; {report.path} {changed}")
     return _say_what_failed([*failed, *_invalid(targets)])
+
+
+def _stale_below(targets: Targets) -> list[str]:
+    """Of the profiles that functions are locked against and that are not locked anew before: which ought to be."""
+    from faas.environments.lockfile import stale_warning
+
+    bound = {function.spec.runtime: targets.profile_of(function) for function in targets.functions}
+    others = [profile for profile in bound.values() if profile not in targets.profiles]
+    return [warning for profile in others if (warning := stale_warning(profile))]
 
 
 async def _lock(targets: Targets) -> tuple[list[LockReport], list[str]]:
@@ -104,7 +115,6 @@ def build(name: Name = None, *, folders: Folders = Folders(), state: State = DEF
 
 async def _build(targets: Targets, state: State) -> list[Built]:
     from faas.environments.build import Builder
-    from faas.environments.dependencies import problem_of
     from faas.environments.lockfile import stale_warning
 
     built: list[Built] = []
@@ -118,8 +128,6 @@ async def _build(targets: Targets, state: State) -> list[Built]:
         for function in targets.functions:
             name, profile = function.spec.name, targets.profile_of(function)
             try:
-                if problem := problem_of(function, profile):
-                    raise EnvironmentFailed(name, problem)
                 environment = await builder.ensure_overlay(function, profile, _say)
             except EnvironmentFailed as error:
                 environment = error

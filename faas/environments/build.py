@@ -106,6 +106,8 @@ class Builder:
 
     async def ensure_overlay(self, function: FunctionVersion, profile: RuntimeProfile, progress: Progress = lambda _: None) -> Environment:
         """The environment of a profile with the packages of a function of it beside, both built where they are absent. Raises as `ensure` does."""
+        if problem := problem_of(function, profile):  # once more: the files of the profile may have been edited since the node started
+            raise EnvironmentFailed(function.spec.name, problem)
         environment = await self.ensure(profile, progress)
         if not function.lock:
             return environment

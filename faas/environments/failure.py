@@ -53,7 +53,7 @@ def explain(error: InstallerFailed, whose: Whose, interpreter: Interpreter, *, a
     network = re.search(r"(?:Failed to fetch|error sending request|Could not connect|dns error|timed out)", output)
     unlocked = re.search(r"(?:no hashes were provided|have a hash|no hashes|--require-hashes)", output)
     if error.signal:
-        sentence = f"the build was killed by {signal_name(error.signal)}; where memory ran out, free some; it is tried again"
+        sentence = f"the build was killed by {signal_name(error.signal)}; where memory ran out, free some, and try again"
     elif uncovered is not None:
         sentence = (
             f"{lock} does not cover {here}: there is no wheel of {uncovered[1]} {uncovered[2]} for it; "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from node import command, running, write_function
+from node import command, end, running, write_function
 
 from faas.environments.build import Builder, digest_of
 from faas.environments.filelock import open_lock, try_lock
@@ -181,6 +182,30 @@ async def test_prune_keeps_everything_where_a_profile_cannot_be_read(root: Path)
     assert code == 2
     assert "type: faas lock standard" in err
     assert [path for path in (root / "state" / "environments").iterdir() if path.is_dir()]
+
+
+async def test_locking_a_function_against_a_stale_profile_is_warned_of(root: Path) -> None:
+    """Once the profile is locked anew, the function's lock is worth nothing."""
+    with (root / "runtimes" / "standard" / "requirements.in").open("a") as file:
+        file.write("# edited\n")
+
+    code, _, err = await faas(root, "lock", "thumb")
+
+    assert code == 0
+    assert err == "faas: standard: requirements.lock does not match requirements.in any more; type: faas lock standard\n"
+
+
+async def test_packages_that_cannot_be_installed_fail_their_function_alone(root: Path) -> None:
+    """Its events are told why at once; the profile's other functions run."""
+    await faas(root, "lock", "thumb")
+    lock = root / "functions" / "thumb" / "requirements.lock"
+    lock.write_text(re.sub("sha256:[0-9a-f]{64}", f"sha256:{'0' * 64}", lock.read_text()))
+    async with running(root / "functions", root / "state", "--runtimes", str(root / "runtimes")) as node:
+        failed = await node.request("thumb", b"1")
+
+        assert end(failed) == ("failed", "environment_failed")
+        assert b"is none that its lock allows" in failed.data
+        assert end(await node.request("plain", b"1")) == ("succeeded", "")
 
 
 async def test_a_node_keeps_two_versions_of_one_package_apart(root: Path) -> None:

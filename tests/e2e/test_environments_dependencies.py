@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from faas.environments.build import Builder, BuildProgress, overlay_digest
-from faas.environments.dependencies import lock_function, problem_of
+from faas.environments.dependencies import dependencies_digest, lock_function, problem_of
 from faas.environments.lock import lock
-from faas.environments.lockfile import parse_lock, source_path
+from faas.environments.lockfile import SOURCE_KEY, parse_lock, read_lock, source_path
 from faas.errors import EnvironmentFailed
 from faas.model import FunctionSpec, FunctionVersion, RuntimeProfile
 
@@ -45,6 +45,13 @@ async def locked(profile: RuntimeProfile, folder: Path, *dependencies: str, name
     path = folder / f"{name}.lock"
     await lock_function(one, profile, path)
     return msgspec.structs.replace(one, lock=path.read_bytes())
+
+
+def by_hand(profile: RuntimeProfile, dependency: str, pins: str) -> FunctionVersion:
+    """A function whose lock says that it was made from this dependency and the profile's lock."""
+    one = function(dependency)
+    digest = dependencies_digest(one, read_lock(profile).data)
+    return msgspec.structs.replace(one, lock=f"# {SOURCE_KEY}: {digest}\n{pins}".encode())
 
 
 def imported(python: str, overlay: str, module: str) -> str:
@@ -166,7 +173,7 @@ async def test_dependencies_that_the_profile_has_all_of_need_no_overlay(builder:
 
 async def test_a_file_of_another_hash_is_refused(builder: Builder, profile: RuntimeProfile) -> None:
     """What was locked is what runs."""
-    one = function("iniconfig", lock=b"iniconfig==2.0.0 --hash=sha256:" + b"0" * 64 + b"\n")
+    one = by_hand(profile, "iniconfig", f"iniconfig==2.0.0 --hash=sha256:{'0' * 64}\n")
 
     with pytest.raises(EnvironmentFailed, match="type: faas lock thumb"):
         await builder.ensure_overlay(one, profile)
@@ -191,11 +198,21 @@ async def test_an_overlay_comes_from_folders_of_wheels_where_they_have_it_all(
     (tmp_path / "wheels").mkdir()
     digest = make_wheel(tmp_path / "wheels", "faas_test_of_overlays", "1.0")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
-    one = function("faas-test-of-overlays", lock=f"faas-test-of-overlays==1.0 --hash=sha256:{digest}\n".encode())
+    one = by_hand(profile, "faas-test-of-overlays", f"faas-test-of-overlays==1.0 --hash=sha256:{digest}\n")
 
     built = await builder.ensure_overlay(one, profile)
 
     assert imported(built.python, built.overlay, "faas_test_of_overlays").startswith(built.overlay)
+
+
+async def test_a_lock_that_fits_no_more_is_not_built(builder: Builder, profile: RuntimeProfile, tmp_path: Path) -> None:
+    """A node reads it when it starts, and builds perhaps hours later, from a profile that was locked anew meanwhile."""
+    one = await locked(profile, tmp_path, "iniconfig==2.0.0")
+    source_path(profile).write_text("six==1.16.0\nmsgspec==0.20.0\n")
+    await lock(profile)
+
+    with pytest.raises(EnvironmentFailed, match="type: faas lock thumb"):
+        await builder.ensure_overlay(one, profile)
 
 
 async def test_a_build_that_was_killed_says_by_what(profile: RuntimeProfile, tmp_path: Path) -> None:
