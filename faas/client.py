@@ -61,6 +61,11 @@ class Client:
     def __init__(self, client: NatsClient) -> None:
         self._nats = client
 
+    @property
+    def nats(self) -> NatsClient:
+        """The connection itself, for what this class has no word for."""
+        return self._nats
+
     async def invoke(
         self,
         function: str,

@@ -47,6 +47,13 @@ Example: faas new thumb --template class""",
 In full: every key as it is in effect, the environment, and the JSON Schema of what it takes and returns.
 
 Example: faas functions hello""",
+    "faas.cli.doctor:doctor": """Say what is wrong with this machine and project, and what to type; with a function, what suits it.
+
+Examines NATS, uv, Docker, GPU and driver, disk, permissions, limits and isolation, profiles and locks, functions, and the node.
+Exits 1 where something is a problem. With a function: which profile, which mode (on demand or kept warm) and which limits suit
+it, by its usage records.
+
+Example: faas doctor hello""",
     "faas.cli.environments:lock": """Resolve a profile's requirements.in, or a function's dependencies, to a hash-locked file.
 
 A function's lock is made against its profile's: what the profile pins holds for the function too.

@@ -51,7 +51,7 @@ def main() -> None:
     """The boot process: makes the template, waits for it, and ends with it."""
     boot = msgspec.json.decode(sys.argv[1], type=Boot)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a handler that aborts would leave its memory on the disk
-    isolated = boot.isolate and _new_pid_namespace(first=True)
+    isolated = boot.isolate and new_pid_namespace(first=True)
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # again: a new user namespace clears it
     if not isolated:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -144,7 +144,7 @@ class _Forker:
 
     def _fork(self, name: str, ended: mmap.mmap, child: Callable[[], None]) -> None:
         problem = _why_not_fork()
-        if not problem and self._namespace >= 0 and not _new_pid_namespace(first=False):
+        if not problem and self._namespace >= 0 and not new_pid_namespace(first=False):
             problem = f"no PID namespace: {os.strerror(ctypes.get_errno())}"
         if problem:
             self._peer.send(wire.Broken(id=name, detail=problem))
@@ -236,7 +236,7 @@ def _connect(directory: str) -> socket.socket:
     return connection
 
 
-def _new_pid_namespace(*, first: bool) -> bool:
+def new_pid_namespace(*, first: bool) -> bool:
     """Give the next child a PID namespace; as an ordinary user in a user namespace of its own, which the first call makes. Source: unshare(2)."""
     if _libc.unshare(_CLONE_NEWPID) == 0:
         return True
