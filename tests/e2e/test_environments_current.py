@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -96,3 +97,10 @@ async def test_a_node_on_its_own_interpreter_builds_nothing(tmp_path: Path) -> N
     assert code == 0
     assert "lacks/function.toml: dependencies: faas-has-no-such-package: faas-has-no-such-package is not installed in" in out
     assert not (state / "environments").exists()
+
+
+async def test_the_demo_runs_on_the_nodes_own_interpreter_too() -> None:
+    """The first thing that somebody tries in an image."""
+    code, out, _ = await command("demo", "--only", "hello", "--environments", "current", "--json")
+
+    assert (code, json.loads(out)[0]["outcome"]) == (0, "succeeded")
