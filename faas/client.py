@@ -1,70 +1,53 @@
 """A client for everyone who calls functions; the command line stands on it.
 
-A foreign program on the bus: it knows subjects and headers, and nothing of how a node is made.
+A foreign program on the bus: it runs functions and waits, hands in durable events, follows streams and logs, and knows nothing of how a node is made.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import msgspec
-import nats
 import nats.errors
-from msgspec import Struct
 from nats.aio.client import Client as NatsClient
-from nats.aio.msg import Msg
 
 from faas import subjects
+from faas.calling.connection import CONNECT_S, PAUSE_S, QUESTION_S, Connection, open_connection
+from faas.calling.flows import LogLine, in_order, items_of, lines_of
+from faas.calling.outcomes import listening, outcomes_of
 from faas.envelope import Outgoing, Published, Reply, Ticket, check_size, completed, encode, outgoing
 from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
 from faas.model import NAME_PATTERN, FunctionReport
 from faas.units import Duration
 
-CONNECT_S = 3.0
 ANSWER_S = 3600.0
 """Without a timeout: the function's own clocks end a call long before, unless its node is gone."""
 SLACK_S = 5.0
 """Beyond a deadline: for the answer that says so."""
-QUESTION_S = 2.0
-PAUSE_S = 0.1
-"""Between two tries where a node that stops has answered 503."""
 _NAME = re.compile(NAME_PATTERN)
 
 
-class _NodeFile(Struct, frozen=True):
-    nats: str
-
-
-class _Metadata(Struct, frozen=True):
-    node: str = ""
-
-
-class _Info(Struct, frozen=True):
-    metadata: _Metadata = _Metadata()
-
-
-class _Ack(Struct, frozen=True):
-    stream: str = ""
-    error: dict[str, Any] | None = None
-
-
 class Client:
-    """A connection to the bus of a node or a cluster. Made by `connect`."""
+    """A connection to the bus of a node or a cluster. Made by `connect`; any number of calls may run at once."""
 
-    def __init__(self, client: NatsClient) -> None:
-        self._nats = client
+    def __init__(self, connection: Connection, close: Callable[[], Awaitable[None]]) -> None:
+        self._connection, self._close = connection, close
+
+    async def close(self) -> None:
+        """End the connection; where `connect` was entered as a block, leaving that does it."""
+        await self._close()
 
     @property
     def nats(self) -> NatsClient:
         """The connection itself, for what this class has no word for."""
-        return self._nats
+        return self._connection.nats
 
     async def invoke(
         self,
@@ -95,16 +78,12 @@ class Client:
         """Run a function on a body as it is, and wait for its answer, whatever end it names."""
         _check_name(function, tenant)
         body, head = encode(body, completed(headers or {}))
-        wait_s = ANSWER_S
-        if timeout is not None:
-            wait_s = _seconds(timeout)
-            head.setdefault("Faas-Deadline", (datetime.now(UTC) + timedelta(seconds=wait_s)).isoformat())
-            wait_s += SLACK_S
+        wait_s = _deadline(head, timeout)
         subject = subjects.invoke(tenant, function)
         try:
             async with asyncio.timeout(wait_s):
                 while True:
-                    message = await self._ask(subject, body, head, wait_s=wait_s)
+                    message = await self._connection.ask(subject, body, head, wait_s=wait_s)
                     answer = message.headers or {}
                     if "Faas-Outcome" in answer or answer.get("Nats-Service-Error-Code") != "503":
                         return Reply(answer, message.data)
@@ -113,18 +92,6 @@ class Client:
             raise BusUnavailable(f"no answer from {function} within {wait_s:g} s") from None
         except nats.errors.NoRespondersError:
             raise await self._no_such(function, tenant) from None
-
-    async def _ask(self, subject: str, body: bytes, head: Mapping[str, str], *, wait_s: float) -> Msg:
-        """One request. Raises TimeoutError, NoRespondersError, MessageTooLarge, and BusUnavailable for everything else that the connection says."""
-        check_size(subject, body, head, limit_bytes=self._nats.max_payload)
-        try:
-            return await self._nats.request(subject, body, timeout=wait_s, headers=dict(head) or None)
-        except nats.errors.NoRespondersError:
-            raise
-        except nats.errors.TimeoutError as error:
-            raise TimeoutError from error
-        except nats.errors.Error as error:
-            raise BusUnavailable(f"the connection to the bus failed: {error}") from error
 
     async def _no_such(self, function: str, tenant: str) -> NoSuchFunction:
         """Why nobody answers for it, as far as the nodes know."""
@@ -149,45 +116,15 @@ class Client:
         _check_name(function, tenant)
         event = outgoing(subjects.submit(tenant, function), data, headers or {}, id=id)
         try:
-            await self._store(subjects.submit(tenant, function), event)
+            await self._connection.store(subjects.submit(tenant, function), event)
         except NoSuchFunction:
             raise await self._no_such(function, tenant) from None
         return event.ticket(tenant, function)
 
-    async def _store(self, subject: str, event: Outgoing) -> str:
-        """The stream that has it."""
-        try:
-            message = await self._ask(subject, event.body, event.headers, wait_s=CONNECT_S + 2)
-        except nats.errors.NoRespondersError:
-            raise NoSuchFunction(
-                f"nothing takes {subject}: no function has a trigger for it; `faas functions` lists what there is"
-            ) from None
-        except TimeoutError as error:
-            raise BusUnavailable(
-                f"{subject} was not acknowledged; it may be stored all the same, so send it again with the same id"
-            ) from error
-        try:
-            ack = msgspec.json.decode(message.data, type=_Ack)
-        except msgspec.DecodeError as error:
-            raise BusUnavailable(f"{subject} was answered by something that is no stream") from error
-        if ack.error is not None:
-            raise BusUnavailable(f"{subject} was refused: {ack.error.get('description', ack.error)}")
-        return ack.stream
-
     async def outcome(self, ticket: Ticket, *, wait: str | float = "60s") -> Reply:
         """The outcome of a durable invocation, when it is there. Raises TimeoutError after `wait`."""
-        async with self._listening([ticket]) as queue:
-            async with asyncio.timeout(_seconds(wait)):
-                stored = await self._stored(ticket)
-                return stored or (await queue.get())[1]
-
-    async def _stored(self, ticket: Ticket) -> Reply | None:
-        try:
-            message = await self._ask(f"$JS.API.DIRECT.GET.{subjects.OUTCOMES}.{ticket.outcome_subject}", b"", {}, wait_s=CONNECT_S)
-        except nats.errors.NoRespondersError:
-            raise BusUnavailable(f"no stream {subjects.OUTCOMES} on this bus; is a node running?") from None
-        headers = message.headers or {}
-        return Reply(headers, message.data) if "Faas-Outcome" in headers else None
+        async with asyncio.timeout(_seconds(wait)), listening(self._connection, [ticket]) as heard:
+            return await anext(reply async for _, reply in outcomes_of(self._connection, [ticket], heard))
 
     async def publish(
         self, subject: str, data: object = None, *, id: str | None = None, headers: Mapping[str, str] | None = None, stored: bool = True
@@ -199,11 +136,11 @@ class Client:
         if (problem := subjects.problem_with(subject)) is not None:
             raise ConfigInvalid(f"{subject[:80]!r} cannot be published to: {problem}")
         if stored:
-            return Published(event.id, await self._store(subject, event))
-        check_size(subject, event.body, event.headers, limit_bytes=self._nats.max_payload)
+            return Published(event.id, await self._connection.store(subject, event))
+        check_size(subject, event.body, event.headers, limit_bytes=self._connection.nats.max_payload)
         try:
-            await self._nats.publish(subject, event.body, headers=dict(event.headers))
-            await self._nats.flush(timeout=int(CONNECT_S))
+            await self._connection.nats.publish(subject, event.body, headers=dict(event.headers))
+            await self._connection.nats.flush(timeout=int(CONNECT_S))
         except nats.errors.Error as error:
             raise BusUnavailable(f"the connection to the bus failed: {error}") from error
         return Published(event.id, "")
@@ -221,46 +158,74 @@ class Client:
                 if report.state == "ready" and subjects.contains(trigger.subject, subject):
                     (durable if trigger.delivery == "at-least-once" else fleeting)[report.tenant, report.name] = None
         tickets = [event.ticket(tenant, name) for tenant, name in durable]
-        async with self._listening(tickets) as queue:
+        async with listening(self._connection, tickets) as heard:
             published = await self._publish(subject, event, stored=bool(tickets) or not fleeting)
             published.waiting, published.at_most_once = tickets, [name for _, name in fleeting]
-            for ticket in tickets:  # the same event may have ended before it was published again
-                if (reply := await self._stored(ticket)) is not None:
-                    queue.put_nowait((ticket, reply))
-            yield published, _each(queue, tickets)
+            yield published, outcomes_of(self._connection, tickets, heard)  # the same event may have ended before it was published again
 
-    @asynccontextmanager
-    async def _listening(self, tickets: Iterable[Ticket]) -> AsyncIterator[asyncio.Queue[tuple[Ticket, Reply]]]:
-        """Outcomes as they come; the dead letter of an event that could not be decoded counts as one, since nothing else will."""
-        queue: asyncio.Queue[tuple[Ticket, Reply]] = asyncio.Queue()
-        subscriptions = []
-        for ticket in tickets:
+    async def stream(
+        self,
+        function: str,
+        data: object = None,
+        *,
+        tenant: str = "default",
+        timeout: str | float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Any]:
+        """Run a function and iterate over the items of its generator as they come; any other kind of handler gives one item.
 
-            async def take(message: Msg, ticket: Ticket = ticket) -> None:
-                queue.put_nowait((ticket, Reply(message.headers or {}, message.data)))
+        JSON items are values, text is str, everything else bytes. Raises InvocationFailed behind the last item where the function fails:
+        it is not run again once an item is out.
+        """
+        _check_name(function, tenant)
+        body, head = encode(data, completed(headers or {}))
+        wait_s = _deadline(head, timeout)
+        async for item in items_of(self._connection, subjects.invoke(tenant, function), body, head=head, wait_s=wait_s):
+            if item is None:
+                raise await self._no_such(function, tenant)
+            yield item.value
 
-            async def take_letter(message: Msg, ticket: Ticket = ticket) -> None:
-                head = message.headers or {}
-                if head.get("Faas-Reason") == "event_invalid" and head.get("Faas-Msg-Id") == ticket.message_id:
-                    queue.put_nowait((ticket, Reply.undecodable(head)))
+    async def map(
+        self,
+        function: str,
+        items: Iterable[Any] | AsyncIterable[Any],
+        *,
+        in_flight: int = 64,
+        tenant: str = "default",
+        timeout: str | float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Any]:
+        """The results of a function for each item, in the order of the items, at most `in_flight` of them running or waiting to be taken.
 
-            subscriptions.append(await self._nats.subscribe(ticket.outcome_subject, cb=take))
-            subscriptions.append(await self._nats.subscribe(subjects.dead(ticket.tenant, ticket.function), cb=take_letter))
-        try:
-            if subscriptions:
-                await self._nats.jetstream().account_info()  # a fence: an answer of the server comes after its subscriptions
-            yield queue
-        finally:
-            for subscription in subscriptions:
-                with suppress(nats.errors.Error):
-                    await subscription.unsubscribe()
+        `timeout` bounds each call. Raises InvocationFailed when the turn of an item that failed has come; what runs then is given up.
+        """
+
+        async def call(item: Any) -> Any:
+            return await self.invoke(function, item, tenant=tenant, timeout=timeout, headers=headers)
+
+        async for result in in_order(call, items, in_flight=in_flight):
+            yield result
+
+    async def logs(
+        self, function: str, *, tenant: str = "default", invocation: str = "", follow: bool = False, since: str | float | None = None
+    ) -> AsyncIterator[LogLine]:
+        """The lines that a function printed and logged, oldest first, of one invocation or of all that are kept; `follow` goes on with what comes.
+
+        `since` ("10m", or seconds) leaves out what is older.
+        """
+        _check_name(function, tenant)
+        if invocation and not (invocation.isalnum() and invocation.isascii()):
+            raise ConfigInvalid(f"{invocation[:80]!r} is no invocation; it has 26 letters and digits, as `faas invoke --async` prints them")
+        subject = subjects.log(tenant, function, invocation or "*")
+        async for line in lines_of(self._connection, subject, follow=follow, since_s=None if since is None else _seconds(since)):
+            yield line
 
     async def functions(self, name: str = "") -> list[FunctionReport]:
         """Every function of every node, the invalid ones with what is wrong, by tenant and name; with a `name`, those of that name in full."""
         found: dict[tuple[str, str], FunctionReport] = {}
-        for node in await self._nodes():
+        for node in await self._connection.nodes():
             try:
-                message = await self._ask(subjects.node(node, "functions"), name.encode(), {}, wait_s=QUESTION_S)
+                message = await self._connection.ask(subjects.node(node, "functions"), name.encode(), {}, wait_s=QUESTION_S)
             except (TimeoutError, nats.errors.NoRespondersError):
                 continue  # it stopped in this moment
             for report in msgspec.json.decode(message.data, type=list[FunctionReport]):
@@ -269,79 +234,32 @@ class Client:
                     found[(report.tenant, report.name)] = report
         return [found[key] for key in sorted(found)]
 
-    async def _nodes(self) -> list[str]:
-        """The names of the nodes that answer for the service; at once where one does, else after QUESTION_S."""
-        names: dict[str, None] = {}
-        inbox = self._nats.new_inbox()
-        first = asyncio.Event()
 
-        async def take(message: Msg) -> None:
-            if message.data:
-                names[msgspec.json.decode(message.data, type=_Info).metadata.node] = None
-            first.set()
+class Connecting:
+    """What `connect` returns: entered it is a Client that closes at the end of the block; awaited, as in a notebook, one that `close` closes."""
 
-        subscription = await self._nats.subscribe(inbox, cb=take)
-        await self._nats.publish(f"$SRV.PING.{subjects.SERVICE}", b"", reply=inbox)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(QUESTION_S):
-                await first.wait()
-        if names:
-            await asyncio.sleep(PAUSE_S)  # others answer as fast; who does not is not a node that works
-        await subscription.unsubscribe()
-        if not names:
-            raise BusUnavailable("no node answers on this bus; start one with `faas up`")
-        return list(names)
+    def __init__(self, opening: AbstractAsyncContextManager[Connection]) -> None:
+        self._opening = opening
+
+    async def __aenter__(self) -> Client:
+        return Client(await self._opening.__aenter__(), self._close)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._opening.__aexit__(kind, error, trace)
+
+    async def _close(self) -> None:
+        await self._opening.__aexit__(None, None, None)
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self.__aenter__().__await__()
 
 
-async def _each(queue: asyncio.Queue[tuple[Ticket, Reply]], tickets: list[Ticket]) -> AsyncIterator[tuple[Ticket, Reply]]:
-    """One outcome for each ticket; what the guard refused may be heard beside it."""
-    left = {ticket.invocation for ticket in tickets}
-    while left:
-        ticket, reply = await queue.get()
-        if ticket.invocation in left:
-            left.remove(ticket.invocation)
-            yield ticket, reply
-
-
-@asynccontextmanager
-async def connect(url: str | None = None, *, state: Path | str = ".faas") -> AsyncIterator[Client]:
+def connect(url: str | None = None, *, state: Path | str = ".faas") -> Connecting:
     """Connect to the bus at `url`, else at FAAS_NATS, else to the node whose state folder this is.
 
     Raises ConfigInvalid where no node is named, BusUnavailable where nobody answers.
     """
-    address = url or os.environ.get("FAAS_NATS") or _from_state(Path(state))
-
-    said: list[str] = []
-
-    async def note(error: Exception) -> None:
-        """Total, as nats-py wants it. Once connected, errors come back from the calls that they concern."""
-        said[:] = [str(error) or type(error).__name__]
-
-    client = NatsClient()
-    try:
-        async with asyncio.timeout(CONNECT_S + 2):  # max_reconnect_attempts: nats-py counts those of a first connection too
-            await client.connect(address, connect_timeout=int(CONNECT_S), max_reconnect_attempts=1, reconnect_time_wait=0, error_cb=note)
-    except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
-        with suppress(nats.errors.Error, OSError, TimeoutError, AssertionError):  # the last: of a client that got no further than the URL
-            async with asyncio.timeout(1):
-                await client.close()
-        why = said[0] if said else str(error) or type(error).__name__
-        raise BusUnavailable(
-            f"no NATS at {address.rpartition('@')[2]}: {why.removeprefix('nats: ').strip(chr(39))}; is the node running?"
-        ) from error
-    client.options |= {"max_reconnect_attempts": 60, "reconnect_time_wait": 1}
-    try:
-        yield Client(client)
-    finally:
-        with suppress(nats.errors.Error, OSError):
-            await client.close()
-
-
-def _from_state(state: Path) -> str:
-    try:
-        return msgspec.json.decode((state / "node.json").read_bytes(), type=_NodeFile).nats
-    except (OSError, msgspec.DecodeError):
-        raise ConfigInvalid(f"no node runs on the state folder {state}; start one with `faas up`, or give --nats URL") from None
+    return Connecting(open_connection(url, state=Path(state)))
 
 
 def no_such_function(function: str, tenant: str | None, others: Iterable[str]) -> NoSuchFunction:
@@ -357,6 +275,15 @@ def _check_name(function: str, tenant: str) -> None:
     for what, name in (("function", function), ("tenant", tenant)):
         if not _NAME.fullmatch(name):
             raise NoSuchFunction(f"no {what} {name!r}: a name begins with a-z, then a-z, 0-9 and -; `faas functions` lists what there is")
+
+
+def _deadline(head: dict[str, str], timeout: str | float | None) -> float:
+    """How many seconds to wait for an answer; puts the moment into the head, so that the node ends it first."""
+    if timeout is None:
+        return ANSWER_S
+    wait_s = _seconds(timeout)
+    head.setdefault("Faas-Deadline", (datetime.now(UTC) + timedelta(seconds=wait_s)).isoformat())
+    return wait_s + SLACK_S
 
 
 def _seconds(duration: str | float) -> float:

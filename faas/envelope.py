@@ -46,11 +46,10 @@ class Reply:
 
     @property
     def result(self) -> Any:
-        """The handler's result: a JSON value, or bytes. Raises InvocationFailed for any other end."""
+        """The handler's result: a JSON value, text, or bytes. Raises InvocationFailed for any other end."""
         if self.outcome != "succeeded":
             raise self.failure
-        kind = self.headers.get("Content-Type", "").partition(";")[0]
-        return msgspec.json.decode(self.body) if kind == "application/json" or kind.endswith("+json") else self.body
+        return decode_body(self.body, self.headers)
 
     @property
     def failure(self) -> InvocationFailed:
@@ -144,6 +143,14 @@ def _inside(body: bytes) -> tuple[str, str]:
     if not isinstance(event_id, str) or not isinstance(source, str) or not event_id or not source:
         raise ConfigInvalid("the payload is no CloudEvent in JSON format: it needs id and source")
     return event_id, source
+
+
+def decode_body(body: bytes, headers: Mapping[str, str]) -> Any:
+    """What a body is by its `Content-Type`: a JSON value, text as str, else bytes."""
+    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return msgspec.json.decode(body)
+    return body.decode("utf-8", "replace") if kind.startswith("text/") else body
 
 
 def encode(data: object, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:

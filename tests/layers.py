@@ -17,7 +17,7 @@ from pathlib import Path
 HEIGHTS = {
     0: "errors model subjects units identity envelope processes version worker",
     1: "config telemetry",
-    2: "scheduling budget bus gpu registry security environments",
+    2: "scheduling budget bus calling gpu registry security environments",
     3: "pool accounting admission client",
     4: "dispatcher intake rollout gateway",
     5: "app",
@@ -28,7 +28,7 @@ SAME_HEIGHT = {("registry", "bus"), ("security", "bus"), ("intake", "dispatcher"
 """Who may import whom at its own height; of height 0 everything but `worker` may import its neighbours."""
 
 HOMES = {
-    "nats": ("bus/", "client.py"),  # the client stands where a foreign program stands: on the other side of the bus
+    "nats": ("bus/", "calling/", "client.py"),  # the client stands where a foreign program stands: on the other side of the bus
     "aiohttp": ("gateway/",),
     "uvloop": ("cli/",),
     "cyclopts": ("cli/",),
@@ -66,6 +66,8 @@ BROAD_ALLOWED = {
     "bus/connection.py:_give_up": "gives up a client that is broken already; what it says about it changes nothing",
     "environments/probe.py:_broken": "code of others: whatever its import raises is what was asked for",
     "cli/findings.py:examine.run": "a probe that breaks is a finding: the doctor is asked when things are broken",
+    "calling/flows.py:_caught": "raised again when the turn of its item has come",
+    "calling/flows.py:in_order": "the caller's own items may raise anything; raised again as it is, outside the group",
     "worker/loader.py:_hints": "the author's annotations may name what exists only for a type checker",
     "worker/loader.py:_schema": "no schema is no reason not to run",
     "worker/serve.py:_load": "the author's code: whatever it raises is the end of its load",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import Data, Json, Payload, Where, headers, payload, print_body, print_json
-from faas.errors import ConfigInvalid
+from faas.cli.options import Data, Json, Payload, Where, headers, payload, print_body, print_item, print_json
+from faas.errors import ConfigInvalid, InvocationFailed
 from faas.units import Duration
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Call:
 
     timeout: Annotated[str | None, Parameter(help='Bounds the whole call, like "10s".')] = None
     async_: Annotated[bool, Parameter(name="--async", negative="", help="Store it, print the invocation id, do not wait.")] = False
-    stream: Annotated[bool, Parameter(negative="", help="Not supported yet.")] = False
+    stream: Annotated[bool, Parameter(negative="", help="Print the items of a generator as they come.")] = False
     tenant: Annotated[str, Parameter(help="Whose function it is.")] = "default"
 
 
@@ -101,14 +101,16 @@ def invoke(
     json: Json = False,
 ) -> int:
     """Run one function and print its result."""
-    if call.stream:
-        raise ConfigInvalid("--stream is not supported yet; leave it out to wait for the whole result")
     body, content_type = payload(data)
     head = headers(event.header, content_type)
+    if call.async_ and call.stream:
+        raise ConfigInvalid("--async does not wait, so there is nothing to --stream; give one of the two")
     if call.async_:
         return asyncio.run(_submit(function, body, head, call=call, id=event.id, where=where, as_json=json))
     if event.id is not None:
         raise ConfigInvalid("--id needs --async: a synchronous invocation is not stored, so none can be the same")
+    if call.stream:
+        return asyncio.run(_stream(function, body, head, call=call, where=where, as_json=json))
     return asyncio.run(_invoke(function, body, head, call=call, where=where, as_json=json))
 
 
@@ -141,8 +143,28 @@ async def _invoke(function: str, body: bytes, head: dict[str, str], *, call: Cal
         print_body(reply.body)
     if reply.outcome == "succeeded":
         return 0
-    failure = reply.failure
+    _print_failure(function, reply.failure)
+    return 1
+
+
+async def _stream(function: str, body: bytes, head: dict[str, str], *, call: Call, where: Where, as_json: bool) -> int:
+    from faas.client import connect
+
+    text = False  # so far all was text, whose last line has no end yet
+    try:
+        async with connect(where.nats, state=where.state) as client:
+            async for item in client.stream(function, body, tenant=call.tenant, timeout=call.timeout, headers=head):
+                text = isinstance(item, str) and not as_json
+                print_item(item, as_json=as_json)
+    except InvocationFailed as failure:
+        print("\n" if text else "", end="", flush=True)
+        _print_failure(function, failure)
+        return 1
+    print("\n" if text else "", end="", flush=True)
+    return 0
+
+
+def _print_failure(function: str, failure: InvocationFailed) -> None:
     print(f"faas: {function}: {failure}", file=sys.stderr)
     if failure.traceback:
         print(failure.traceback.rstrip(), file=sys.stderr)
-    return 1

@@ -36,7 +36,12 @@ Example: faas publish demo.hello '{"name": "Ada"}' --wait""",
 
 A failure prints outcome, code and message to standard error and exits 1.
 
+With --stream the items of a generator are printed as they come: text as it is, anything else a line each.
+
 Example: faas invoke hello '{"name": "Ada"}'""",
+    "faas.cli.logs:logs": """Print what a function printed and logged, of all invocations that are kept (24 hours), or of one.
+
+Example: faas logs hello -f""",
     "faas.cli.new:new": """Make a function folder that runs as it is: handler, function.toml, example event, test.
 
 Templates: plain (a function), class (loads once, answers often), stream (a generator), async, torch (a model, on a GPU where there is one).

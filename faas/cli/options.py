@@ -131,3 +131,14 @@ def print_body(body: bytes) -> None:
     """A result as it is, and where it is text the end of its line: a file that is written this way is the result, byte for byte."""
     sys.stdout.buffer.write(body if body.endswith(b"\n") or b"\0" in body else body + b"\n")
     sys.stdout.buffer.flush()
+
+
+def print_item(item: object, *, as_json: bool) -> None:
+    """One item of a stream, at once: text and bytes as they are, anything else as a line of JSON; with `as_json` all as lines of JSON."""
+    if isinstance(item, bytes) and not as_json:
+        sys.stdout.buffer.write(item)
+    elif isinstance(item, str) and not as_json:
+        sys.stdout.write(item)
+    else:
+        print(json.dumps(item.decode("utf-8", "replace") if isinstance(item, bytes) else item, ensure_ascii=False))
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""How callers speak to the bus; `client.py` is made of it."""

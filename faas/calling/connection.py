@@ -1,0 +1,163 @@
+"""One connection of a caller to the bus: questions, what streams acknowledge, and who answers for the functions.
+
+Knows subjects and headers like any foreign program; what a call means is the client's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import nats
+import nats.errors
+from msgspec import Struct
+from nats.aio.client import Client as NatsClient
+from nats.aio.msg import Msg
+
+from faas import subjects
+from faas.envelope import Outgoing, check_size
+from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
+
+CONNECT_S = 3.0
+QUESTION_S = 2.0
+PAUSE_S = 0.1
+"""Between two tries where a node that stops has answered 503."""
+
+
+class _NodeFile(Struct, frozen=True):
+    nats: str
+
+
+class _Metadata(Struct, frozen=True):
+    node: str = ""
+
+
+class _Info(Struct, frozen=True):
+    metadata: _Metadata = _Metadata()
+
+
+class _Ack(Struct, frozen=True):
+    stream: str = ""
+    error: dict[str, Any] | None = None
+
+
+class Connection:
+    """What the client asks the bus. `nats` is the connection of nats-py; `reconnected` is set, and replaced, whenever it was lost and is there again."""
+
+    def __init__(self, client: NatsClient) -> None:
+        self.nats = client
+        self.reconnected = asyncio.Event()
+
+    def note_reconnect(self) -> None:
+        """Wake whoever waits for something that may have come meanwhile."""
+        reconnected, self.reconnected = self.reconnected, asyncio.Event()
+        reconnected.set()
+
+    async def ask(self, subject: str, body: bytes, head: Mapping[str, str], *, wait_s: float) -> Msg:
+        """One request. Raises TimeoutError, NoRespondersError, MessageTooLarge, and BusUnavailable for everything else that the connection says."""
+        check_size(subject, body, head, limit_bytes=self.nats.max_payload)
+        try:
+            return await self.nats.request(subject, body, timeout=wait_s, headers=dict(head) or None)
+        except nats.errors.NoRespondersError:
+            raise
+        except nats.errors.TimeoutError as error:
+            raise TimeoutError from error
+        except nats.errors.Error as error:
+            raise BusUnavailable(f"the connection to the bus failed: {error}") from error
+
+    async def store(self, subject: str, event: Outgoing) -> str:
+        """The stream that has it."""
+        try:
+            message = await self.ask(subject, event.body, event.headers, wait_s=CONNECT_S + 2)
+        except nats.errors.NoRespondersError:
+            raise NoSuchFunction(
+                f"nothing takes {subject}: no function has a trigger for it; `faas functions` lists what there is"
+            ) from None
+        except TimeoutError as error:
+            raise BusUnavailable(
+                f"{subject} was not acknowledged; it may be stored all the same, so send it again with the same id"
+            ) from error
+        try:
+            ack = msgspec.json.decode(message.data, type=_Ack)
+        except msgspec.DecodeError as error:
+            raise BusUnavailable(f"{subject} was answered by something that is no stream") from error
+        if ack.error is not None:
+            raise BusUnavailable(f"{subject} was refused: {ack.error.get('description', ack.error)}")
+        return ack.stream
+
+    async def nodes(self) -> list[str]:
+        """The names of the nodes that answer for the service; at once where one does, else after QUESTION_S."""
+        names: dict[str, None] = {}
+        inbox = self.nats.new_inbox()
+        first = asyncio.Event()
+
+        async def take(message: Msg) -> None:
+            if message.data:
+                names[msgspec.json.decode(message.data, type=_Info).metadata.node] = None
+            first.set()
+
+        subscription = await self.nats.subscribe(inbox, cb=take)
+        await self.nats.publish(f"$SRV.PING.{subjects.SERVICE}", b"", reply=inbox)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUESTION_S):
+                await first.wait()
+        if names:
+            await asyncio.sleep(PAUSE_S)  # others answer as fast; who does not is not a node that works
+        await subscription.unsubscribe()
+        if not names:
+            raise BusUnavailable("no node answers on this bus; start one with `faas up`")
+        return list(names)
+
+
+@asynccontextmanager
+async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Connection]:
+    """To the bus at `url`, else at FAAS_NATS, else to the node whose state folder this is. Raises ConfigInvalid, BusUnavailable."""
+    address = url or os.environ.get("FAAS_NATS") or _from_state(state)
+
+    said: list[str] = []
+
+    async def note(error: Exception) -> None:
+        """Total, as nats-py wants it. Once connected, errors come back from the calls that they concern."""
+        said[:] = [str(error) or type(error).__name__]
+
+    async def note_reconnect() -> None:
+        connection.note_reconnect()
+
+    client = NatsClient()
+    connection = Connection(client)
+    try:
+        async with asyncio.timeout(CONNECT_S + 2):  # max_reconnect_attempts: nats-py counts those of a first connection too
+            await client.connect(
+                address,
+                connect_timeout=int(CONNECT_S),
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                error_cb=note,
+                reconnected_cb=note_reconnect,
+            )
+    except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+        with suppress(nats.errors.Error, OSError, TimeoutError, AssertionError):  # the last: of a client that got no further than the URL
+            async with asyncio.timeout(1):
+                await client.close()
+        why = said[0] if said else str(error) or type(error).__name__
+        raise BusUnavailable(
+            f"no NATS at {address.rpartition('@')[2]}: {why.removeprefix('nats: ').strip(chr(39))}; is the node running?"
+        ) from error
+    client.options |= {"max_reconnect_attempts": 60, "reconnect_time_wait": 1}
+    try:
+        yield connection
+    finally:
+        with suppress(nats.errors.Error, OSError):
+            await client.close()
+
+
+def _from_state(state: Path) -> str:
+    try:
+        return msgspec.json.decode((state / "node.json").read_bytes(), type=_NodeFile).nats
+    except (OSError, msgspec.DecodeError):
+        raise ConfigInvalid(f"no node runs on the state folder {state}; start one with `faas up`, or give --nats URL") from None
