@@ -44,6 +44,10 @@ def lock(name: Name = None, *, folders: Folders = Folders(), json: Json = False)
         beside = f" beside those of {report.profile}" if report.function else ""
         changed = "written" if report.changed else "is as it was"
         print(f"{report.function or report.profile}: {report.packages} packages{beside}{size}; {report.path} {changed}")
+    if targets.dependents and any(report.changed for report in reports):
+        names = [function.spec.name for function in targets.dependents]
+        advice = ", ".join(f"faas lock {one}" for one in names)
+        print(f"faas: {', '.join(names)}: locked against this profile as it was; type: {advice}", file=sys.stderr)
     return _say_what_failed([*failed, *_invalid(targets)])
 
 

@@ -18,13 +18,17 @@ KINDS = ("runtimes", "functions")
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Targets:
-    """`profiles` and `functions` are what is meant, `known` all profiles; `invalid` are the functions that cannot be read."""
+    """`profiles` and `functions` are what is meant, `known` all profiles; `invalid` are the functions that cannot be read.
+
+    `dependents` are functions whose locks are made against one of `profiles` and that are not meant.
+    """
 
     profiles: list[RuntimeProfile]
     functions: list[FunctionVersion]
     known: dict[str, RuntimeProfile]
     folder: Path  # of the functions
     invalid: list[FunctionReport]
+    dependents: list[FunctionVersion]
 
     def profile_of(self, function: FunctionVersion) -> RuntimeProfile:
         return self.known[function.spec.runtime]
@@ -48,9 +52,9 @@ def find_targets(name: str | None, folders: Folders, *, verb: str) -> Targets:
     for error in broken:
         if not wanted or (kind != "functions" and error.file.startswith(f"{wanted}/")):
             raise error
+    asking = [function for function in functions if function.spec.dependencies]
     if name is None:
-        asking = [function for function in functions if function.spec.dependencies]
-        return Targets(profiles=list(profiles.values()), functions=asking, known=profiles, folder=folder, invalid=invalid)
+        return Targets(profiles=list(profiles.values()), functions=asking, known=profiles, folder=folder, invalid=invalid, dependents=[])
     profile = profiles.get(wanted) if kind != "functions" else None
     named = [function for function in functions if function.spec.name == wanted] if kind != "runtimes" else []
     if profile is not None and named:
@@ -62,7 +66,8 @@ def find_targets(name: str | None, folders: Folders, *, verb: str) -> Targets:
         known = f"profiles: {', '.join(sorted(profiles)) or 'none'}; functions: {_names(functions)}"
         raise ConfigInvalid(f"no profile and no function {wanted} in {runtimes} and {folder}; {known}")
     chosen = [] if profile is None else [profile]
-    return Targets(profiles=chosen, functions=named, known=profiles, folder=folder, invalid=[])
+    dependents = [function for function in asking if profile is not None and function.spec.runtime == profile.name]
+    return Targets(profiles=chosen, functions=named, known=profiles, folder=folder, invalid=[], dependents=dependents)
 
 
 def _functions(folders: Folders, profiles: dict[str, RuntimeProfile]) -> tuple[Path, list[FunctionVersion], list[FunctionReport]]:

@@ -12,7 +12,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -131,9 +130,12 @@ class Builder:
         """By (tenant, function): why its lock may not be used, as a sentence that says what to type."""
         found = {}
         for function in functions:
-            with suppress(EnvironmentFailed):  # the profile's lock is missing: said of the profile, when it is to be built
-                if problem := problem_of(function, profiles[function.spec.runtime]):
-                    found[function.key] = problem
+            try:
+                problem = problem_of(function, profiles[function.spec.runtime])
+            except EnvironmentFailed as error:  # of the profile's lock it is said when that is to be built
+                problem = error.detail if error.name == function.spec.name else ""
+            if problem:
+                found[function.key] = problem
         return found
 
     def warnings(self, profiles: Sequence[RuntimeProfile]) -> list[str]:

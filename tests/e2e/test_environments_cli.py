@@ -195,6 +195,18 @@ async def test_locking_a_function_against_a_stale_profile_is_warned_of(root: Pat
     assert err == "faas: standard: requirements.lock does not match requirements.in any more; type: faas lock standard\n"
 
 
+async def test_locking_a_profile_names_the_functions_that_are_to_be_locked_after_it(root: Path) -> None:
+    """They are invalid from then on, which would first be seen at the next start of a node."""
+    await faas(root, "lock", "thumb")
+    (root / "runtimes" / "standard" / "requirements.in").write_text("six==1.17.0\n")
+
+    code, _, err = await faas(root, "lock", "standard")
+    again = await faas(root, "lock", "standard")
+
+    assert (code, err) == (0, "faas: thumb: locked against this profile as it was; type: faas lock thumb\n")
+    assert again[2] == ""
+
+
 async def test_packages_that_cannot_be_installed_fail_their_function_alone(root: Path) -> None:
     """Its events are told why at once; the profile's other functions run."""
     await faas(root, "lock", "thumb")

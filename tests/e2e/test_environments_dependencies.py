@@ -215,6 +215,22 @@ async def test_a_lock_that_fits_no_more_is_not_built(builder: Builder, profile: 
         await builder.ensure_overlay(one, profile)
 
 
+async def test_what_is_wrong_with_a_lock_is_said_of_its_function_and_no_other(
+    builder: Builder, profile: RuntimeProfile, tmp_path: Path
+) -> None:
+    """A node asks of all of them when it starts."""
+    good = await locked(profile, tmp_path, "iniconfig==2.0.0")
+    garbage = function("iniconfig", name="garbage", lock=b"\xff\xfe")
+    old = function("iniconfig", name="old", lock=good.lock)
+    small = [msgspec.structs.replace(one, spec=msgspec.structs.replace(one.spec, runtime="small")) for one in (good, garbage, old)]
+
+    problems = await builder.problems(small, {"small": profile})
+
+    assert set(problems) == {garbage.key, old.key}
+    assert "is no UTF-8 text; type: faas lock garbage" in problems[garbage.key]
+    assert problems[old.key].endswith("type: faas lock old")
+
+
 async def test_a_build_that_was_killed_says_by_what(profile: RuntimeProfile, tmp_path: Path) -> None:
     """uv has no word for it, and nothing that it was told is wrong."""
     program = tmp_path / "uv"
