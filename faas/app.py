@@ -58,8 +58,8 @@ Environments = Builder | CurrentInterpreter
 OnBuild = Callable[[BuildProgress], None]
 
 
-class NodeInfo(Struct, frozen=True, kw_only=True):
-    """STATE/node.json: how to reach a running node."""
+class NodeInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """STATE/node.json: how to reach a running node. `building` is told when it is ready, and not kept there."""
 
     node: str
     pid: int
@@ -68,6 +68,7 @@ class NodeInfo(Struct, frozen=True, kw_only=True):
     http: str
     pool: str
     functions: tuple[str, ...]
+    building: tuple[str, ...] = ()  # profiles and functions whose environment is not there yet
 
 
 async def serve(config: Config, stop: asyncio.Event, ready: Callable[[NodeInfo], None]) -> None:
@@ -111,7 +112,7 @@ async def running(config: Config, *, eager: bool = True, on_build: OnBuild | Non
             info = _info(config, node.reports, url=url, token=token, http=http.url)
             stack.enter_context(_node_file(config.state / "node.json", info))
             try:
-                yield info
+                yield msgspec.structs.replace(info, building=node.building if eager else ())
             finally:
                 missing.append("the next start: this node stops")
     except BaseExceptionGroup as group:
@@ -193,7 +194,7 @@ class _Node:
         self.reports.sort(key=lambda report: (report.tenant, report.name))
         for report in self.reports:
             if report.error:
-                log.error("function.invalid", function=report.name, error=report.error)
+                log.warning("function.invalid", function=report.name, error=report.error)
         for function in served:
             self._pool.serve(function, profiles[function.spec.runtime], eager=eager)
             await self._intake.serve(function, consumers[function.key])
@@ -208,6 +209,10 @@ class _Node:
         for warning in self._environments.warnings([profile for name, profile in profiles.items() if name in used]):
             log.warning("lock.stale", warning=warning)
         return {key: f"dependencies: {why}" for key, why in (await self._environments.problems(functions, profiles)).items()}
+
+    @property
+    def building(self) -> tuple[str, ...]:
+        return self._pool.building
 
     def _report(self, function: FunctionVersion, problem: str) -> FunctionReport:
         spec = function.spec

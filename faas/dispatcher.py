@@ -45,6 +45,9 @@ REDELIVERED_SOON_S = 1.0
 LAST_START_S = 1.0
 """A back-off is cut so far before the moment after which the invocation is no longer started: its last attempt can then still begin."""
 
+DETAIL_CHARACTERS = 500
+"""Of what a dead letter tells beside its event."""
+
 BUS_RETRY_S = 0.25
 """Between two tries to write an end; a try on a bus that is away takes its own timeout first."""
 
@@ -191,12 +194,15 @@ class Dispatcher:
         log.warning("event.invalid", tenant=spec.tenant, function=spec.name, subject=delivery.subject, detail=invalid.detail)
         letter = invocation_id(spec.tenant, spec.name, source=delivery.stream, event_id=event_id)
         if spec.retry.dead_letter:
-            await self._bury(delivery, function, letter_id=letter, event_id=event_id, outcome="rejected", reason="event_invalid")
+            await self._bury(
+                delivery, function, letter_id=letter, event_id=event_id, outcome="rejected", reason="event_invalid", detail=invalid.detail
+            )
         await delivery.term(f"event_invalid: {invalid.detail}")
 
     async def _bury(
-        self, delivery: Delivery, function: FunctionVersion, *, letter_id: str, event_id: str, outcome: str, reason: str
+        self, delivery: Delivery, function: FunctionVersion, *, letter_id: str, event_id: str, outcome: str, reason: str, detail: str = ""
     ) -> None:
+        """`detail` where no outcome tells it."""
         head = delivery.headers or {}
         why = {
             "Faas-Reason": reason,
@@ -205,6 +211,8 @@ class Dispatcher:
             "Faas-Event-Id": event_id_header(event_id),
             "Faas-Subject": delivery.subject,
         }
+        if detail:
+            why["Faas-Detail"] = detail[:DETAIL_CHARACTERS].encode("ascii", "backslashreplace").decode()
         for name, value in head.items():
             if name.lower() == "nats-msg-id":
                 why["Faas-Msg-Id"] = value

@@ -62,8 +62,8 @@ class Reply:
 
     @classmethod
     def undecodable(cls, letter: Mapping[str, str]) -> Reply:
-        """What stands in for an outcome where an event could not be decoded: its dead letter, which has no detail."""
-        detail = "the event cannot be decoded; the node's log says why"
+        """What stands in for an outcome where an event could not be decoded: its dead letter."""
+        detail = letter.get("Faas-Detail", "the event cannot be decoded; the node's log says why")
         return cls(letter, msgspec.json.encode({"code": letter.get("Faas-Reason", ""), "detail": detail}))
 
 
@@ -120,7 +120,10 @@ def outgoing(subject: str, data: object, headers: Mapping[str, str], *, id: str 
         event_id, source = _inside(body)
         kept = head
     else:
-        event_id = id or unquote(lower.get("ce-id", "")) or uuid.uuid4().hex
+        in_header = unquote(lower.get("ce-id", ""))
+        if id and in_header and id != in_header:
+            raise ConfigInvalid(f"the event has two ids, {id!r} and {in_header!r} in its header ce-id; give one of them")
+        event_id = id or in_header or uuid.uuid4().hex
         source = unquote(lower.get("ce-source", "")) or SOURCE
         ours = {"ce-specversion": "1.0", "ce-type": TYPE, "ce-source": quote(source, safe=_SAFE)}
         kept = {name: value for name, value in ours.items() if name not in lower}

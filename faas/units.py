@@ -1,5 +1,6 @@
 """Durations and sizes as people write them ("250ms", "30s", "7d"; "512MiB"), parsed once at the edge. Knows nothing of where they are used."""
 
+import math
 import re
 
 _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -65,6 +66,14 @@ def format_size(size: float) -> str:
         if size >= _SIZE_BYTES[unit]:
             return f"{_short(size / _SIZE_BYTES[unit])} {unit}"
     return f"{int(size)} B"
+
+
+def format_cost(nanousd: int) -> str:
+    """Three digits that say something, and never an exponent: 0 -> "$0", 12 -> "$0.000000012", 1_234_567 -> "$0.00123", 2_500_000_000 -> "$2.50"."""
+    if not nanousd:
+        return "$0"
+    places = min(9, max(2, 2 - math.floor(math.log10(abs(nanousd) / 1e9))))
+    return f"{'-' if nanousd < 0 else ''}${abs(nanousd) / 1e9:.{places}f}"
 
 
 def _short(number: float) -> str:

@@ -171,6 +171,8 @@ jetstream {{
                 said += (self._folder / name).read_bytes()[after:][-4000:].decode(errors="replace")
         if "address already in use" in said:
             return f"port {self._port} on {self._host} is in use; choose another with --bus {self._address}:PORT (0 lets the system choose)"
+        if listening := re.search(r"Error listening on port: [^,]*, \"(?:listen tcp: )?(.*)\"", said):
+            return f"nats-server cannot listen on {self._address}:{self._port}: {listening[1]}; choose another with --bus HOST:PORT"
         lines = [line for line in said.splitlines() if line.strip()]
         return f"nats-server ended with code {code}: {' | '.join(line.strip() for line in lines[-3:]) or 'it said nothing'}"
 

@@ -19,7 +19,7 @@ from faas import subjects
 from faas.cli.node import Addresses, Environments, settings_of, stop_at_signals
 from faas.cli.options import Folders, Json, console, print_json
 from faas.errors import ConfigInvalid, FaasError
-from faas.units import format_duration, format_size
+from faas.units import format_cost, format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ def demo(
     default = Path("functions")
     functions = folders.functions or (default if default.is_dir() else shipped_functions())
     with tempfile.TemporaryDirectory(prefix="faas-demo-") as scratch:
-        addresses = Addresses(nats, "127.0.0.1:0", "127.0.0.1:0")
+        addresses = Addresses(nats, None if nats else "127.0.0.1:0", "127.0.0.1:0")
         settings = settings_of(Folders(functions, folders.runtimes), addresses, state=Path(scratch), environments=environments)
         rows = uvloop.run(_demo(settings, only, quiet=json))
     if json:
@@ -116,6 +116,7 @@ async def _run_all(url: str, settings: Config, only: str | None, *, say: Callabl
         for report in sorted(reports, key=lambda report: (report.name != FIRST, report.runtime != small, report.name)):
             if report.state == "invalid":
                 rows.append(Row(report.name, "invalid", "", report.error, {}, {}, ""))
+                say(f"{report.name}: invalid: {report.error}")
                 continue
             try:
                 rows.append(await _run(client, report, sources[report.tenant, report.name]))
@@ -192,7 +193,7 @@ def _print_table(rows: list[Row]) -> None:
         times = [format_duration(row.phases[name] / 1e6) if row.phases else "" for name in ("queue", "load", "run")]
         usage = row.usage
         used = (
-            [format_duration(usage["cpu_us"] / 1e6), format_size(usage["memory_peak_bytes"]), f"${usage['cost_nanousd'] / 1e9:.9f}"]
+            [format_duration(usage["cpu_us"] / 1e6), format_size(usage["memory_peak_bytes"]), format_cost(usage["cost_nanousd"])]
             if usage
             else ["", "", ""]
         )

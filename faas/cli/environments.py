@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import DEFAULT_STATE, Folders, Json, State, print_json
+from faas.cli.options import DEFAULT_STATE, Folders, Json, State, print_json, say_error
 from faas.cli.targets import Targets, find_targets
-from faas.errors import ConfigInvalid, EnvironmentFailed
+from faas.errors import ConfigInvalid, EnvironmentFailed, SpecInvalid
 from faas.units import format_size
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def lock(name: Name = None, *, folders: Folders = Folders(), json: Json = False)
         names = [function.spec.name for function in targets.dependents]
         advice = ", ".join(f"faas lock {one}" for one in names)
         print(f"faas: {', '.join(names)}: locked against this profile as it was; type: {advice}", file=sys.stderr)
-    return _say_what_failed([*failed, *_invalid(targets)])
+    return _say_what_failed(failed, _invalid(targets), json=json)
 
 
 def _stale_below(targets: Targets) -> list[str]:
@@ -114,7 +114,7 @@ def build(name: Name = None, *, folders: Folders = Folders(), state: State = DEF
             environment = built.environment
             where = environment.overlay or environment.python
             print(f"{built.function or built.profile}: {environment.digest[:16]} {format_size(environment.size_bytes)}; {where}")
-    return _say_what_failed([*failed, *_invalid(targets)])
+    return _say_what_failed(failed, _invalid(targets), json=json)
 
 
 async def _build(targets: Targets, state: State) -> list[Built]:
@@ -143,11 +143,12 @@ def _invalid(targets: Targets) -> list[str]:
     return [report.error for report in targets.invalid]
 
 
-def _say_what_failed(sentences: list[str]) -> int:
+def _say_what_failed(failed: list[str], invalid: list[str], *, json: bool) -> int:
     """Each on standard error; the exit code."""
-    for sentence in sentences:
-        print(f"faas: {sentence}", file=sys.stderr)
-    return 1 if sentences else 0
+    for code, sentences in ((EnvironmentFailed.code, failed), (SpecInvalid.code, invalid)):
+        for sentence in sentences:
+            say_error(code, sentence, json=json)
+    return 1 if failed or invalid else 0
 
 
 def _say(progress: BuildProgress) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import Data, Json, Payload, Where, headers, payload, print_body, print_item, print_json
+from faas.cli.options import Data, Json, Payload, Where, headers, payload, print_body, print_item, print_json, say_error
 from faas.errors import ConfigInvalid, InvocationFailed
 from faas.units import Duration
 
@@ -143,7 +143,7 @@ async def _invoke(function: str, body: bytes, head: dict[str, str], *, call: Cal
         print_body(reply.body)
     if reply.outcome == "succeeded":
         return 0
-    _print_failure(function, reply.failure)
+    _print_failure(function, reply.failure, as_json=as_json)
     return 1
 
 
@@ -158,13 +158,13 @@ async def _stream(function: str, body: bytes, head: dict[str, str], *, call: Cal
                 print_item(item, as_json=as_json)
     except InvocationFailed as failure:
         print("\n" if text else "", end="", flush=True)
-        _print_failure(function, failure)
+        _print_failure(function, failure, as_json=as_json)
         return 1
     print("\n" if text else "", end="", flush=True)
     return 0
 
 
-def _print_failure(function: str, failure: InvocationFailed) -> None:
-    print(f"faas: {function}: {failure}", file=sys.stderr)
-    if failure.traceback:
+def _print_failure(function: str, failure: InvocationFailed, *, as_json: bool) -> None:
+    say_error(failure.code, f"{function}: {failure}", json=as_json)
+    if failure.traceback and not as_json:
         print(failure.traceback.rstrip(), file=sys.stderr)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from faas.cli.options import DEFAULT_STATE, Folders
+from faas.cli.options import DEFAULT_STATE, Folders, readable
 from faas.errors import ConfigInvalid
 
 if TYPE_CHECKING:
     from faas.config import Config
 
 KILLED = 130
+DEFAULT_BUS = "127.0.0.1:4222"
 
 Environments = Annotated[
     Literal["build", "current"],
@@ -31,7 +32,7 @@ class Addresses:
     """Where a node listens, and which bus it uses."""
 
     nats: Annotated[str | None, Parameter(help="URL of a NATS server that is there already; else an embedded one is started.")] = None
-    bus: Annotated[str, Parameter(help="HOST:PORT of the embedded server; port 0 chooses.")] = "127.0.0.1:4222"
+    bus: Annotated[str | None, Parameter(help="HOST:PORT of the embedded server, default 127.0.0.1:4222; port 0 chooses.")] = None
     http: Annotated[str, Parameter(help="HOST:PORT of /healthz and /readyz; port 0 chooses.")] = "127.0.0.1:8080"
 
 
@@ -87,6 +88,9 @@ def settings_of(
     """Options, file and environment variables as one Config. Raises ConfigInvalid."""
     from faas.config import Config, load_file, node_name, parse_address
 
+    if addresses.nats and addresses.bus:
+        raise ConfigInvalid("--bus is where the embedded server listens, and with --nats there is none; leave one of the two out")
+    readable(state, "--state")
     file = config if config is not None else Path("faas.toml") if Path("faas.toml").exists() else None
     parsed = load_file(file, os.environ)
     if parsed.bus.replicas > 1 and not addresses.nats:
@@ -100,7 +104,7 @@ def settings_of(
         node=node_name(state, node),
         nats=addresses.nats or "",
         environments=environments,
-        bus_address=parse_address(addresses.bus, "--bus"),
+        bus_address=parse_address(addresses.bus or DEFAULT_BUS, "--bus"),
         http_address=parse_address(addresses.http, "--http"),
         mounts=parsed.node.mounts,
         bus=parsed.bus,
@@ -128,7 +132,8 @@ def run(settings: Config, *, json: bool) -> int:
         if json:
             print(msgspec.json.encode(info).decode(), flush=True)
         else:
-            print(f"faas: node {info.node} is ready: nats {info.nats} http {info.http}", flush=True)
+            building = f"; still building: {', '.join(info.building)}, whose events wait" if info.building else ""
+            print(f"faas: node {info.node} is ready: nats {info.nats} http {info.http}{building}", flush=True)
 
     async def node() -> None:
         stop = asyncio.Event()

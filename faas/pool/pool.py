@@ -130,6 +130,13 @@ class WorkerPool:
         for _ in range(served.function.spec.scale.min_warm):
             self._prewarm(served)
 
+    @property
+    def building(self) -> tuple[str, ...]:
+        """Profiles, and functions with packages of their own, whose environment is not there yet."""
+        profiles = [name for name, sandboxes in self._profiles.items() if sandboxes.environment is None]
+        overlays = [name for (_, name), served in self._served.items() if served.overlay and served.overlay.environment is None]
+        return tuple(sorted([*profiles, *overlays]))
+
     def appetite(self, flow: Flow) -> int:
         """How many events of the function this node can use soon, at least one: free slots, and AHEAD_S worth of what its attempts take."""
         served = self._served[flow]

@@ -46,6 +46,10 @@ async def test_the_client_verbs_find_the_node_and_print_results(tmp_path: Path) 
         ("up", "--environments", "none"),
         ("up", "--gpus", "simulate:2x24GiB"),
         ("up", "--bus", "nonsense"),
+        ("up", "--bus", "no.such.host.invalid:0"),
+        ("up", "--bus", "192.0.2.1:0"),
+        ("up", "--bus", "127.0.0.1:0", "--nats", "nats://127.0.0.1:1"),
+        ("publish", "life.echo", "1", "--id", "a", "--header", "ce-id=b"),
         ("up", "--node", "no spaces"),
         ("nosuchverb",),
         ("functions",),
@@ -58,8 +62,73 @@ async def test_what_cannot_be_is_a_usage_error_in_one_sentence(tmp_path: Path, a
     code, _, err = await command(*arguments, *state, environ={"FAAS_NATS": ""})
 
     assert code == 2
-    assert err.strip()
-    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("faas: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("nosuchverb",), 2, "usage"),
+        (("invoke",), 2, "usage"),
+        (("publish", "life.*", "1"), 2, "config_invalid"),
+        (("functions", "--nats", "nats://127.0.0.1:1"), 1, "bus_unavailable"),
+        (("new", "No"), 2, "config_invalid"),
+        (("lock", "nosuch"), 2, "config_invalid"),
+        (("build", "nosuch"), 2, "config_invalid"),
+        (("doctor", "hello"), 2, "config_invalid"),
+        (("demo", "--nats", "nats://127.0.0.1:1"), 1, "bus_unavailable"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+async def test_with_json_an_error_is_one_line_of_json(tmp_path: Path, arguments: tuple[str, ...], code: int, error: str) -> None:
+    """A program reads no prose; and what is on standard output is not mixed with it."""
+    state = ("--state", str(tmp_path / "none")) if arguments[0] in ("invoke", "publish", "functions", "doctor") else ()
+    found, out, err = await command(*arguments, *state, "--json", environ={"FAAS_NATS": ""})
+
+    assert (found, out) == (code, "")
+    assert set(document := json.loads(err)) == {"error", "detail"}
+    assert document["error"] == error
+
+
+async def test_with_json_a_failed_invocation_is_told_on_both(tmp_path: Path) -> None:
+    """The whole outcome is the result; that it failed is the error."""
+    async with echoing(tmp_path, fails="def handle(event):\n    raise ValueError('no')\n"):
+        code, out, err = await command("invoke", "fails", "1", "--json", "--state", str(tmp_path / "state"))
+
+    assert code == 1
+    assert json.loads(out)["reason"] == "error"
+    assert json.loads(err)["error"] == "error"
+
+
+@pytest.mark.parametrize("verb", ["up", "doctor"])
+async def test_a_state_path_that_is_no_text_is_told(verb: str) -> None:
+    """It goes into configuration files, which are text."""
+    code, _, err = await command(verb, "--state", "/tmp/\udcff")
+
+    assert code == 2
+    assert "--state" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+VERBS = ("up", "demo", "publish", "invoke", "new", "functions", "doctor", "lock", "build", "env")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_the_help_of_a_verb_has_an_example(verb: str) -> None:
+    """People copy the example before they read the rest."""
+    code, out, _ = await command(verb, "--help")
+
+    assert code == 0
+    assert f"Example: faas {verb}" in out
+
+
+async def test_an_id_in_a_header_is_the_events_id(tmp_path: Path) -> None:
+    """It is what `--id` sets, so that it may be given either way."""
+    async with echoing(tmp_path):
+        _, out, _ = await command("publish", "life.echo", "1", "--header", "ce-id=mine", "--json", "--state", str(tmp_path / "state"))
+
+    assert json.loads(out)["id"] == "mine"
 
 
 async def test_one_id_is_one_event_on_each_subject_and_may_be_waited_for_again(tmp_path: Path) -> None:

@@ -54,11 +54,12 @@ async def test_waiting_finds_the_outcome_whatever_the_event_is_called(node: Node
 
 
 async def test_waiting_for_an_event_that_cannot_be_decoded_ends(node: Node) -> None:
-    """It has no outcome; its dead letter says so."""
+    """It has no outcome; its dead letter says so, and what is wrong."""
     code, out, _ = await command("publish", "exits.double", "1", "--wait", "--header", "Faas-Timeout=soon", "--nats", node.info["nats"])
 
     assert code == 1
     assert out.startswith("double: rejected event_invalid")
+    assert "soon" in out
 
 
 @pytest.mark.parametrize("url", ["nats://127.0.0.1:1", "nats://wrong@{address}", "nats://{address}", "nats://[::1"])

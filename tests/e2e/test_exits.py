@@ -207,6 +207,7 @@ async def test_an_undecodable_event_leaves_one_dead_letter_and_is_never_delivere
     letters = (await node.stored("FAAS_DEAD", "faas.dead.default.double"))[before:]
 
     assert [end(letter) for letter in letters] == [("rejected", "event_invalid")]
+    assert "9.9" in head(letters[0])["Faas-Detail"]
     assert "broken" not in node.outcomes
 
 

@@ -38,7 +38,6 @@ def test_the_node_finds_the_identity_that_the_caller_expects(id: str, source: st
 def test_an_id_among_the_headers_names_the_event() -> None:
     """`--header ce-id=` is as good as `--id`; the latter wins."""
     assert outgoing("a", b"", {"Ce-Id": "x%20y"}, id=None).id == "x y"
-    assert outgoing("a", b"", {"ce-id": "x"}, id="z").id == "z"
     assert [name for name in outgoing("a", b"", {"CE-ID": "x"}, id=None).headers if name.lower() == "ce-id"] == ["ce-id"]
 
 
@@ -112,3 +111,11 @@ def test_one_attribute_of_an_event_makes_it_a_whole_event() -> None:
     assert not isinstance(decoded, EventInvalid), decoded
     assert (decoded[0].type, decoded[0].source, dict(decoded[0].extensions)) == ("mine", SOURCE, {"width": "320"})
     assert completed({"Content-Type": "text/plain"}) == {"Content-Type": "text/plain"}
+
+
+def test_two_ids_that_differ_are_refused_and_two_that_agree_are_one() -> None:
+    """One of them would be lost without a word."""
+    with pytest.raises(ConfigInvalid, match="two ids"):
+        outgoing("a.b", b"", {"CE-ID": "x"}, id="y")
+
+    assert outgoing("a.b", b"", {"ce-id": "x%20y"}, id="x y").id == "x y"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from faas import subjects
 from faas.identity import invocation_id, random_invocation_id
-from faas.units import Duration, Size, format_duration, format_size
+from faas.units import Duration, Size, format_cost, format_duration, format_size
 
 TOKEN = st.sampled_from(["a", "b", "*"])
 SUBJECT = st.lists(TOKEN, min_size=1, max_size=4).map(".".join) | st.lists(TOKEN, max_size=3).map(lambda t: ".".join([*t, ">"]))
@@ -89,3 +89,20 @@ def test_random_ids_have_the_same_form_and_differ() -> None:
 
     assert len(ids) == 1000
     assert all(re.fullmatch("[a-z2-7]{26}", one) for one in ids)
+
+
+@pytest.mark.parametrize(
+    ("nanousd", "text"),
+    [
+        (0, "$0"),
+        (1, "$0.000000001"),
+        (12, "$0.000000012"),
+        (1_234_567, "$0.00123"),
+        (50_000_000, "$0.0500"),
+        (2_500_000_000, "$2.50"),
+        (-12, "-$0.000000012"),
+    ],
+)
+def test_a_cost_shows_digits_that_say_something(nanousd: int, text: str) -> None:
+    """Nine zeros say nothing, and neither does an exponent."""
+    assert format_cost(nanousd) == text
