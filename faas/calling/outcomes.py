@@ -67,6 +67,8 @@ async def outcomes_of(connection: Connection, tickets: list[Ticket], heard: Hear
             if (reply := await _stored_if_there(connection, ticket)) is not None:
                 del left[ticket.invocation]
                 yield ticket, reply
+        if not left:
+            return
         async for ticket, reply in _until(reconnected, heard):
             if ticket.invocation in left:
                 del left[ticket.invocation]
