@@ -47,16 +47,16 @@ class _Ack(Struct, frozen=True):
 
 
 class Connection:
-    """What the client asks the bus. `nats` is the connection of nats-py; `reconnected` is set, and replaced, whenever it was lost and is there again."""
+    """What the client asks the bus. `nats` is the connection of nats-py; `waiting` are queues that get a None whenever it was lost and is there again."""
 
     def __init__(self, client: NatsClient) -> None:
         self.nats = client
-        self.reconnected = asyncio.Event()
+        self.waiting: set[asyncio.Queue[Any]] = set()
 
     def note_reconnect(self) -> None:
         """Wake whoever waits for something that may have come meanwhile."""
-        reconnected, self.reconnected = self.reconnected, asyncio.Event()
-        reconnected.set()
+        for queue in self.waiting:
+            queue.put_nowait(None)
 
     async def ask(self, subject: str, body: bytes, head: Mapping[str, str], *, wait_s: float) -> Msg:
         """One request. Raises TimeoutError, NoRespondersError, MessageTooLarge, and BusUnavailable for everything else that the connection says."""

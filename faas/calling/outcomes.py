@@ -14,7 +14,8 @@ from faas.calling.connection import CONNECT_S, Connection
 from faas.envelope import Reply, Ticket
 from faas.errors import BusUnavailable
 
-Heard = asyncio.Queue[tuple[Ticket, Reply]]
+Heard = asyncio.Queue[tuple[Ticket, Reply] | None]
+"""Outcomes as they are heard; None: look up what is stored, for something may have come that nobody heard."""
 
 
 async def stored(connection: Connection, ticket: Ticket) -> Reply | None:
@@ -31,6 +32,7 @@ async def stored(connection: Connection, ticket: Ticket) -> Reply | None:
 async def listening(connection: Connection, tickets: Iterable[Ticket]) -> AsyncIterator[Heard]:
     """Outcomes as they come; the dead letter of an event that could not be decoded counts as one, since nothing else will."""
     queue: Heard = asyncio.Queue()
+    connection.waiting.add(queue)
     subscriptions = []
     for ticket in tickets:
 
@@ -50,6 +52,7 @@ async def listening(connection: Connection, tickets: Iterable[Ticket]) -> AsyncI
                 await connection.nats.jetstream().account_info()  # a fence: an answer of the server comes after its subscriptions
         yield queue
     finally:
+        connection.waiting.discard(queue)
         for subscription in subscriptions:
             with suppress(nats.errors.Error):
                 await subscription.unsubscribe()
@@ -61,20 +64,18 @@ async def outcomes_of(connection: Connection, tickets: list[Ticket], heard: Hear
     What the guard refused may be heard beside it. Stored ones are looked up again when the connection was lost: what came meanwhile was heard by nobody.
     """
     left = {ticket.invocation: ticket for ticket in tickets}
+    heard.put_nowait(None)  # the first look
     while left:
-        reconnected = connection.reconnected
+        word = await heard.get()
+        if word is not None:
+            ticket, reply = word
+            if left.pop(ticket.invocation, None) is not None:
+                yield ticket, reply
+            continue
         for ticket in list(left.values()):
-            if (reply := await _stored_if_there(connection, ticket)) is not None:
+            if (found := await _stored_if_there(connection, ticket)) is not None:
                 del left[ticket.invocation]
-                yield ticket, reply
-        if not left:
-            return
-        async for ticket, reply in _until(reconnected, heard):
-            if ticket.invocation in left:
-                del left[ticket.invocation]
-                yield ticket, reply
-            if not left:
-                return
+                yield ticket, found
 
 
 async def _stored_if_there(connection: Connection, ticket: Ticket) -> Reply | None:
@@ -85,22 +86,3 @@ async def _stored_if_there(connection: Connection, ticket: Ticket) -> Reply | No
         if connection.nats.is_connected:
             raise
         return None
-
-
-async def _until(stop: asyncio.Event, heard: Heard) -> AsyncIterator[tuple[Ticket, Reply]]:
-    """What is heard until the event is set."""
-    async with asyncio.TaskGroup() as group:
-        stopping = group.create_task(stop.wait())
-        try:
-            while not stopping.done():
-                hearing = group.create_task(heard.get())
-                try:
-                    await asyncio.wait((stopping, hearing), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    hearing.cancel()
-                if hearing.done() and not hearing.cancelled():
-                    yield hearing.result()
-        except GeneratorExit:
-            pass  # whoever reads has enough; the group would wrap this in a group of its own
-        finally:
-            stopping.cancel()

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
-from node import Node, command, end, running, write_function
+from node import Node, command, end, head, running, write_function
 
 MARK = "imported"
 SINGLE = """# /// faas
@@ -102,3 +102,19 @@ async def test_what_is_invalid_is_unknown_to_callers(node: Node) -> None:
     assert code == 1
     assert "typo" in err
     assert "Traceback" not in err
+
+
+async def test_a_function_that_breaks_while_the_node_runs_is_served_as_it_was(node: Node) -> None:
+    """Saving half a line must not take a function away: the last good one serves on, in workers that are made later too."""
+    folder = node.state.parent / "functions"
+    single = folder / "single.py"
+    whole = single.read_text()
+    before = await node.request("single", b'{"a": 1}')
+    try:
+        single.write_text("# /// faas\n# nmae = 'x\n# ///\ndef handle(event:\n")
+        after = await node.request("single", b'{"a": 1}')
+    finally:
+        single.write_text(whole)
+
+    assert (end(before), before.data) == (end(after), after.data)
+    assert head(before)["Faas-Version"] == head(after)["Faas-Version"]
