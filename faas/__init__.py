@@ -1,11 +1,13 @@
 """Public names for authors of functions and for callers.
 
-Imports nothing but the worker's own modules, so that a sandbox, where nothing else of this package is, can import it.
+Imports nothing when it is imported itself: a sandbox has nothing of this package but the worker's own modules, and the command line
+waits for every import before its first line.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from faas.worker.context import Context, Event, Reject, Result, Retry
+if TYPE_CHECKING:
+    from faas.worker.context import Context, Event, Reject, Result, Retry
 
 __all__ = ["Context", "Event", "Reject", "Result", "Retry", "connect"]
 
@@ -15,4 +17,13 @@ def __getattr__(name: str) -> Any:
         from faas.client import connect  # a sandbox has no such module, and no use for it
 
         return connect
-    raise AttributeError(f"module 'faas' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'faas' has no attribute {name!r}")
+    from faas.worker import context
+
+    value = globals()[name] = getattr(context, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

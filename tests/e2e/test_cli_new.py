@@ -15,7 +15,7 @@ from node import command, running
 from faas.cli.new import TEMPLATES
 
 NEEDS_TORCH = "torch"
-TEMPLATES_HERE = [template for template in TEMPLATES if template not in (NEEDS_TORCH, "async", "stream")]
+TEMPLATES_HERE = [template for template in TEMPLATES if template != NEEDS_TORCH]
 """What the interpreter of the tests can run."""
 
 

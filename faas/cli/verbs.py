@@ -1,0 +1,112 @@
+"""Every verb by its module, with the help that teaches it, and the overview of all. Imports no verb, and to show the overview nothing at all.
+
+Whoever types `faas --help` waits for every import before the first line: the parser of the command line alone takes a sixth of a second.
+"""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from faas.version import __version__
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+ABOUT = "Functions on GPUs, run by events. `faas demo` shows it; `faas up` runs a node; every verb has --help."
+HELP: Mapping[str, str] = {
+    "faas.cli.node:up": """Run a node in the foreground, until SIGINT or SIGTERM.
+
+The first signal drains it: what runs may finish, what waits goes back to the bus. A second one kills it.
+
+Example: faas up --bus 127.0.0.1:0 --http 127.0.0.1:0""",
+    "faas.cli.demo:demo": """Start a node on a scratch folder, run the example events, show what each used, stop.
+
+Example: faas demo --only hello""",
+    "faas.cli.events:publish": """Publish an event; --wait prints the outcome of every function that it sets off.
+
+Exits 1 where nothing takes the subject, or, with --wait, where a function ended as anything but succeeded.
+
+Example: faas publish demo.hello '{"name": "Ada"}' --wait""",
+    "faas.cli.events:invoke": """Run one function and print its result.
+
+A failure prints outcome, code and message to standard error and exits 1.
+
+With --stream the items of a generator are printed as they come: text as it is, anything else a line each.
+
+Example: faas invoke hello '{"name": "Ada"}'""",
+    "faas.cli.logs:logs": """Print what a function printed and logged, of all invocations that are kept (24 hours), or of one.
+
+Example: faas logs hello -f""",
+    "faas.cli.new:new": """Make a function folder that runs as it is: handler, function.toml, example event, test.
+
+Templates: plain (a function), class (loads once, answers often), stream (a generator), async, torch (a model, on a GPU where there is one).
+
+Example: faas new thumb --template class""",
+    "faas.cli.functions:functions": """List the functions of all nodes, the invalid ones with what is wrong; with a name, show one in full.
+
+In full: every key as it is in effect, the environment, and the JSON Schema of what it takes and returns.
+
+Example: faas functions hello""",
+    "faas.cli.doctor:doctor": """Say what is wrong with this machine and project, and what to type; with a function, what suits it.
+
+Examines NATS, uv, Docker, GPU and driver, disk, permissions, limits and isolation, profiles and locks, functions, and the node.
+Exits 1 where something is a problem. With a function: which profile, which mode (on demand or kept warm) and which limits suit
+it, by its usage records.
+
+Example: faas doctor hello""",
+    "faas.cli.environments:lock": """Resolve a profile's requirements.in, or a function's dependencies, to a hash-locked file.
+
+A function's lock is made against its profile's: what the profile pins holds for the function too.
+
+Example: faas lock ai""",
+    "faas.cli.environments:build": """Build the environment of a profile, or the packages of a function, from its lock, in the state folder.
+
+A node builds what is absent by itself; this does it ahead.
+
+Example: faas build standard""",
+    "faas.cli.env:env": """List the environments with digest, state, size and packages; with a name, show every package of one.
+
+--prune removes those that no profile and no function of the folders uses. What a running node uses stays.
+
+Example: faas env ai""",
+    "faas.cli.completion:install": """Install completion of verbs and options for bash, zsh or fish, or print its script.
+
+Example: faas --install-completion --shell zsh""",
+}
+"""Here and not in the verbs' modules, which `faas --help` would have to import. The first sentence is what the overview shows."""
+OPTIONS = {"install": "--install-completion"}
+"""What is typed like an option and is a verb, since it needs no node and no project."""
+WIDTH = 100
+
+
+def overview() -> str:
+    """What `faas --help` prints: every verb with its first sentence."""
+    lines = {_name(target): text.partition("\n")[0] for target, text in HELP.items()}
+    lines |= {"--help, -h": "Show this, or with a verb what it does.", "--version": "Show the version."}
+    column = max(map(len, lines)) + 4
+    width = min(WIDTH, shutil.get_terminal_size().columns)
+
+    def entry(name: str) -> str:
+        head = f"  {name}".ljust(column)
+        return textwrap.fill(lines[name], width, initial_indent=head, subsequent_indent=" " * column)
+
+    names = sorted(lines, key=lambda name: (name.startswith("-"), name))
+    return "\n".join([f"Usage: faas VERB [--help]\n\n{textwrap.fill(ABOUT, width)}\n", *map(entry, names)])
+
+
+def application() -> App:
+    """The command line as its parser sees it: verbs by their modules, imported when they are typed."""
+    from cyclopts import App
+
+    app = App(name="faas", version=__version__, help=ABOUT, help_format="plaintext", result_action="return_value")
+    for target, text in HELP.items():
+        app.command(target, name=_name(target), help=text)
+    return app
+
+
+def _name(target: str) -> str:
+    verb = target.rpartition(":")[2]
+    return OPTIONS.get(verb, verb)
