@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from node import command, echoing
+from node import ECHO, Node, command, echoing, write_function
 
 
 @pytest.mark.timeout(30)  # seven processes, one after another
@@ -121,6 +121,28 @@ async def test_the_help_of_a_verb_has_an_example(verb: str) -> None:
 
     assert code == 0
     assert f"Example: faas {verb}" in out
+
+
+async def test_the_line_that_says_ready_names_what_is_not_built(node: Node) -> None:
+    """Else the first event of a profile seems to hang."""
+    ready = next(line for line in (node.state / "node.log").read_text().splitlines() if " is ready: " in line)
+
+    assert "not built yet: " in ready
+    assert "broken" in ready.partition("not built yet: ")[2]
+
+
+@pytest.mark.timeout(60)
+async def test_the_demo_tells_what_is_invalid_once(tmp_path: Path) -> None:
+    """In full beside the progress, in short in the table; and a cost of nothing is no row of zeros."""
+    write_function(tmp_path, "typo", ECHO, 'runtme = "standard"\n')
+    write_function(tmp_path, "echo", ECHO, "")
+    (tmp_path / "echo" / "example_event.json").write_text('{"data": 5}')
+
+    code, out, err = await command("demo", "--functions", str(tmp_path), wait_s=50.0)
+
+    assert code == 1
+    assert err.count("unknown key") == 1
+    assert " $0 " in out
 
 
 async def test_an_id_in_a_header_is_the_events_id(tmp_path: Path) -> None:
