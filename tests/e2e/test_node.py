@@ -144,7 +144,8 @@ async def test_a_functions_folder_that_is_not_there_is_an_error_that_names_it(tm
 async def test_a_server_that_does_not_answer_is_an_error_that_names_it(tmp_path: Path) -> None:
     """Without its password."""
     write_function(tmp_path / "functions", "echo", ECHO)
-    code, _, err = await command(*free(tmp_path / "functions", tmp_path / "state"), "--nats", "nats://secret@127.0.0.1:9")
+    folders = ["--functions", str(tmp_path / "functions"), "--state", str(tmp_path / "state")]
+    code, _, err = await command("up", *folders, "--http", "127.0.0.1:0", "--nats", "nats://secret@127.0.0.1:9")
 
     assert code == 1
     assert "127.0.0.1:9" in err
