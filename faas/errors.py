@@ -92,7 +92,7 @@ class MountFailed(EnvironmentFailed):
     def __init__(self, function: str, source: str, detail: str) -> None:
         detail = f"{source}: {detail}".encode("utf-8", "backslashreplace").decode()  # names on a disk may be no text
         FaasError.__init__(self, f"mount of {function}: {detail}")
-        self.profile, self.detail = function, detail
+        self.name, self.detail, self.interrupted = function, detail, False
 
 
 class ColdStartFailed(FaasError):

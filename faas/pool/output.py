@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from faas.pool.listener import Caller
 from faas.worker import wire
 
-OUTPUT_LIMIT_BYTES = 64 * 1024
-"""Of what a worker prints in one lease reaches the log; the rest is read and dropped."""
-CUT = f"[more than {OUTPUT_LIMIT_BYTES} bytes in one attempt: the rest is dropped]"
+CUT = f"[more than {wire.LOG_BYTES} bytes in one attempt: the rest is dropped]"
 LINE_LIMIT_BYTES = 8 * 1024
 LINES_PER_TURN = 100
 """Lines handed on before the event loop gets a turn: a line costs the log some 30 us."""
@@ -44,8 +42,7 @@ class Output:
     def __init__(self) -> None:
         self._sink: Sink | None = None
         self._early: deque[Line] = deque(maxlen=EARLY_LINES)
-        self._left_bytes = OUTPUT_LIMIT_BYTES
-        self._dropped_bytes = 0
+        self._left_bytes = wire.LOG_BYTES
         self._frames = 0
         self.told = False  # that this lease's output is cut
         self.open = 0  # streams whose end has not come
@@ -58,13 +55,12 @@ class Output:
 
     def renew(self) -> None:
         """A new lease: what it may print is counted anew."""
-        self._left_bytes, self._dropped_bytes, self._frames, self.told = OUTPUT_LIMIT_BYTES, 0, 0, False
+        self._left_bytes, self._frames, self.told = wire.LOG_BYTES, 0, False
 
     def admit(self, data: bytes) -> bytes:
         """As much of it as the lease may still print."""
         admitted = data[: self._left_bytes]
         self._left_bytes -= len(admitted)
-        self._dropped_bytes += len(data) - len(admitted)
         return admitted
 
     def emit(self, stream: str, line: bytes) -> None:
@@ -74,21 +70,18 @@ class Output:
     def take(self, said: wire.Log) -> bool:
         """Hand on what came as a message, cut into lines. False where a lease has sent more of them than its worker's own code would."""
         self._frames += 1
-        if self._frames > wire.LOG_FRAMES or len(said.text) > 2 * OUTPUT_LIMIT_BYTES:
+        if self._frames > wire.LOG_FRAMES or len(said.text) > 2 * wire.LOG_BYTES:
             return False
         for text in said.text.split("\n"):
-            admitted = self.admit(text.encode("utf-8", "replace") + b"\n")
-            if len(admitted) > len(text):
+            self._left_bytes -= max(len(text.encode("utf-8", "replace")) + 1, wire.LOG_LINE_BYTES)
+            if self._left_bytes >= 0:
                 self._hand_on(Line(said.stream, text, said.at, said.level, said.logger, said.fraction))
-            else:
-                self.say_cut(said.stream)
+                continue
+            self._left_bytes = 0
+            if not self.told:
+                self.told = True
+                self._hand_on(Line(said.stream, CUT, time.time(), "warning"))
         return True
-
-    def say_cut(self, stream: str) -> None:
-        """Say, once in a lease, that the rest of it is dropped."""
-        if not self.told:
-            self.told = True
-            self._hand_on(Line(stream, CUT, time.time(), "warning"))
 
     def _hand_on(self, line: Line) -> None:
         if self._sink is None:

@@ -144,7 +144,7 @@ class Context:
         return self._voice is not None and self._voice.cancelled
 
     def progress(self, fraction: float, message: str = "") -> None:
-        """Tell how far the attempt is, from 0 to 1. Several in a tenth of a second count as one, the last."""
+        """Tell how far the attempt is, from 0 to 1. What comes sooner than a tenth of a second after the last, or a hundredth of what has passed, is left out; the first 1 never is."""
         if not 0 <= fraction <= 1:
             raise ValueError(f"ctx.progress({fraction!r}): a fraction from 0 to 1")
         if self._voice is not None:

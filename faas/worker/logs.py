@@ -11,23 +11,17 @@ import io
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal
 
 from faas.worker import wire
 
-LIMIT_BYTES = 64 * 1024
-"""Of what a function prints and logs in one attempt is passed on; the rest is dropped where it arises. `pool/output.py` has the same."""
 LINE_CHARACTERS = 8 * 1024
 MESSAGE_CHARACTERS = 12 * 1024
 """Of one logged record: with four bytes a character it still fits into one frame."""
-AT_ONCE = 500
-"""Lines of one attempt that are sent as they come; after those, several go together."""
-TOGETHER_CHARACTERS = 4096
 
-Where = Literal["stdout", "stderr", "log", "progress"]
+Where = Literal["stdout", "stderr", "log"]
 
 
 class Log:
@@ -35,10 +29,7 @@ class Log:
 
     def __init__(self, send: Callable[[wire.Log], bool]) -> None:
         self._send = send
-        self._lock = threading.RLock()  # a signal handler may print while its own thread does
-        self._left_bytes = LIMIT_BYTES
-        self._lines = 0
-        self._together: list[wire.Log] = []
+        self._left_bytes = wire.LOG_BYTES
         self._streams = (Stream("stdout", 1, self), Stream("stderr", 2, self))
 
     def install(self) -> None:
@@ -60,45 +51,22 @@ class Log:
 
     def renew(self) -> None:
         """Another attempt: what it may print is counted anew."""
-        self._left_bytes, self._lines = LIMIT_BYTES, 0
+        self._left_bytes = wire.LOG_BYTES
 
     def finish(self) -> None:
-        """Send what still waits: a line without its end, and lines that would have gone together."""
+        """Send what still waits: a line without its end."""
         for stream in self._streams:
             stream.end_line()
-        self._send_together()
 
-    def say(
-        self, where: Where, text: str, *, level: str = "info", logger: str = "", at: float = 0.0, fraction: float | None = None
-    ) -> bool:
+    def say(self, where: Where, text: str, *, level: str = "info", logger: str = "", at: float = 0.0) -> bool:
         """Pass on one line, or several. False where it cannot be done: in a forked child, or in the middle of another message."""
         text = text[:MESSAGE_CHARACTERS].encode("utf-8", "replace").decode()
-        with self._lock:
-            if self._left_bytes <= 0:
-                return True
-            self._left_bytes -= len(text.encode()) + 1  # the one that crosses the limit goes out: the node says that it is cut
-            self._lines += 1
-            message = wire.Log(stream=where, level=level[:32], logger=logger[:200], text=text, at=at or time.time(), fraction=fraction)
-            if self._lines > AT_ONCE and fraction is None and self._left_bytes > 0:
-                self._put_together(message)
-                return True
-            self._send_together()
-            return self._send(message)
-
-    def _put_together(self, message: wire.Log) -> None:
-        last = self._together[-1] if self._together else None
-        if last is not None and (last.stream, last.level, last.logger) == (message.stream, message.level, message.logger):
-            text = f"{last.text}\n{message.text}"
-            self._together[-1] = wire.Log(stream=last.stream, level=last.level, logger=last.logger, text=text, at=last.at)
-        else:
-            self._together.append(message)
-        if sum(len(waiting.text) for waiting in self._together) > TOGETHER_CHARACTERS:
-            self._send_together()
-
-    def _send_together(self) -> None:
-        together, self._together = self._together, []
-        for message in together:
-            self._send(message)
+        if self._left_bytes < 0:
+            return True
+        # The one that crosses the limit goes out: the node counts alike, and says that it is cut. Not under a lock, which a signal handler
+        # or a forked child would wait for in vain; what two threads miscount is little, and the node counts again.
+        self._left_bytes -= max(len(text.encode()) + 1, wire.LOG_LINE_BYTES)
+        return self._send(wire.Log(stream=where, level=level[:32], logger=logger[:200], text=text, at=at or time.time()))
 
 
 class Stream(io.TextIOBase):

@@ -28,6 +28,8 @@ DETAIL_CHARACTERS = 2000
 READ_BYTES = 64 * 1024
 SAID_EVERY_S = 0.1
 """Between two words on progress, or on meters: a training loop reports thousands of steps a second."""
+SAID_SHARE = 0.01
+"""Of the time that an attempt has run, between two words on progress: so a week of them is some thousand, and fits into the log of one attempt."""
 _NOTHING: Mapping[str, Any] = {}
 _NO_CHECKPOINT = Checkpoint()
 
@@ -50,10 +52,11 @@ class Peer:
 
     def try_send(self, message: wire.SandboxMessage) -> bool:
         """False in a forked child, whose words would fall among its parent's, and where a signal handler interrupted a send of its own thread."""
-        if os.getpid() != self._owner or self._holder == threading.get_ident():
+        thread = threading.get_ident()  # not looked up under the lock: a signal between the two would wait for its own thread
+        if os.getpid() != self._owner or self._holder == thread:
             return False
         with self._sending:
-            self._holder = threading.get_ident()
+            self._holder = thread
             try:
                 self._sent += 1
                 self._connection.sendall(wire.encode(message, self._directory, f"{self._name}-w{self._sent}"))
@@ -167,6 +170,7 @@ class _Function:
         """Every end as a message: whatever the author's code does short of ending the process."""
         usage, handler, calls = _Usage(), self._handler, self._calls
         calls.renew()
+        voice = _Voice(self._peer, calls, message.invocation_id)
         context = _context(self._loaded)
         meters = context.meters
 
@@ -189,7 +193,7 @@ class _Function:
             except (msgspec.DecodeError, RecursionError, ValueError) as error:
                 detail = _sentence(error, named=False) if message.data else "the payload is empty, and the function takes one - at `$`"
                 return failed("payload_invalid", detail)
-            self._put_into(context, message)
+            self._put_into(context, message, voice)
             usage.began_ns = time.monotonic_ns()  # the execution clock; what came before was not the author's
             on_chunk = self._send_chunk if message.stream else None
             returned = handler.call(event, context)
@@ -204,12 +208,14 @@ class _Function:
             return failed("result_too_large", str(error))
         except BaseException as error:  # the author's code: SystemExit, KeyboardInterrupt and MemoryError are failures of this attempt
             return failed("error", _sentence(error), trace=_trace(error))
+        finally:
+            voice.over = True
         run_us, cpu_us, memory = usage.read()
         return wire.Result(body=body, content_type=content_type, run_us=run_us, cpu_us=cpu_us, memory_peak_bytes=memory, meters=meters)
 
-    def _put_into(self, context: Context, message: wire.Invoke) -> None:
+    def _put_into(self, context: Context, message: wire.Invoke, voice: _Voice) -> None:
         context.invocation_id, context.attempt = message.invocation_id, message.attempt
-        context._voice = _Voice(self._peer, self._calls, message)
+        context._voice = voice
         context._deadline_monotonic = time.monotonic() + message.remaining_s
         context._make_event = functools.partial(loader.event_of, message)
 
@@ -226,12 +232,20 @@ class _Function:
 
 
 class _Voice:
-    """What one attempt tells the node while it runs."""
+    """What one attempt tells the node while it runs; once it is `over` a thread that goes on cannot speak in the name of the next."""
 
-    def __init__(self, peer: Peer, calls: Calls, message: wire.Invoke) -> None:
-        self._peer, self._calls, self._invocation = peer, calls, message.invocation_id
+    def __init__(self, peer: Peer, calls: Calls, invocation: str) -> None:
+        self._peer, self._calls, self._invocation = peer, calls, invocation
         self._published = 0
+        self._began_monotonic = time.monotonic()
         self._progress_due = self._meters_due = 0.0
+        self._complete = False  # its progress is 1, and that was said
+        self.over = False
+
+    def _send(self, message: wire.SandboxMessage) -> None:
+        if self.over:
+            raise RuntimeError("the attempt has ended: nothing can be published, counted or reported for it any more")
+        self._peer.send(message)
 
     @property
     def cancelled(self) -> bool:
@@ -239,23 +253,22 @@ class _Voice:
 
     def progress(self, fraction: float, message: str) -> None:
         now = time.monotonic()
-        if now < self._progress_due and fraction < 1:
+        if now < self._progress_due and (fraction < 1 or self._complete):
             return
-        self._progress_due = now + SAID_EVERY_S
-        self._peer.send(wire.Log(stream="progress", text=_encodable(message[:DETAIL_CHARACTERS]), fraction=fraction, at=time.time()))
+        self._progress_due = now + max(SAID_EVERY_S, SAID_SHARE * (now - self._began_monotonic))
+        self._complete = fraction >= 1
+        self._send(wire.Log(stream="progress", text=_encodable(message[:DETAIL_CHARACTERS]), fraction=fraction, at=time.time()))
 
     def publish(self, subject: str, data: bytes, content_type: str) -> None:
         self._published += 1
         digest = hashlib.sha256(b"\0".join((subject.encode(), data))).hexdigest()[:16]
-        self._peer.send(
-            wire.Emit(subject=subject, id=f"{self._invocation}.{self._published}.{digest}", data=data, content_type=content_type)
-        )
+        self._send(wire.Emit(subject=subject, id=f"{self._invocation}.{self._published}.{digest}", data=data, content_type=content_type))
 
     def metered(self, meters: Mapping[str, int]) -> None:
         now = time.monotonic()
         if now >= self._meters_due:
             self._meters_due = now + SAID_EVERY_S
-            self._peer.send(wire.Metered(meters=meters))
+            self._send(wire.Metered(meters=meters))
 
 
 def _context(loaded: wire.Load) -> Context:

@@ -28,8 +28,12 @@ Reason = Literal["error", "payload_invalid", "rejected_by_handler", "result_inva
 
 CHUNK_LIMIT_BYTES = 2**20 - 4096
 """The longest item of a stream, and the longest event that a handler publishes: read in one go, so that their order holds."""
-LOG_FRAMES = 4096
-"""So many `Log` frames a worker may send in one lease; one that sends more does not keep to what `worker/logs.py` does."""
+LOG_BYTES = 64 * 1024
+"""Of what a function prints and logs in one attempt is passed on; the rest is dropped where it arises, and again by the node."""
+LOG_LINE_BYTES = 16
+"""What a line counts at least: its time, level and invocation take more than that on the bus."""
+LOG_FRAMES = 2 * LOG_BYTES // LOG_LINE_BYTES
+"""So many `Log` frames a worker may send in one lease, lines and progress; one that sends more does not keep to what its own code does."""
 
 SOCKET_NAME = "socket"
 SPILL_PREFIX = "spill-"

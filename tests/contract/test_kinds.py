@@ -231,6 +231,30 @@ async def test_progress_comes_as_lines_of_the_log_a_few_a_second(make: Make, pri
     assert len(lines) < 500
 
 
+async def test_a_loop_that_is_done_and_says_so_for_ever_is_no_flood(make: Make, printed: Printed) -> None:
+    """What a context lets through must stay below what the node takes for an attack, whatever the fraction."""
+    worker = await make("def handle(event, ctx):\n    for n in range(20_000):\n        ctx.progress(1)\n    return 1\n")
+
+    assert await result_of(worker, invoke_message()) == 1
+    assert 1 <= len(printed.of(worker, "progress")) < 200
+
+
+async def test_a_thread_cannot_speak_in_the_name_of_the_next_attempt(make: Make) -> None:
+    """Its event would be published as another invocation's, and its answer taken for a broken protocol."""
+    worker = await make(
+        "import threading\ngo, said = threading.Event(), []\ndef late(ctx):\n    go.wait()\n    for act in (lambda: ctx.publish('a.b', 1), lambda: ctx.progress(1)):\n"
+        "        try:\n            act()\n        except RuntimeError as error:\n            said.append(str(error))\n"
+        "def handle(event, ctx):\n    global thread\n    if event == 1:\n        thread = threading.Thread(target=late, args=(ctx,))\n        thread.start()\n        return 1\n"
+        "    go.set()\n    thread.join()\n    return said\n"
+    )
+    await result_of(worker, invoke_message(b"1"))
+    answer, said = await heard(worker, invoke_message(b"2"))
+
+    assert isinstance(answer, wire.Result)
+    assert [("attempt has ended" in text) for text in json.loads(answer.body)] == [True, True]
+    assert said == []
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -321,6 +345,19 @@ async def test_threads_and_signal_handlers_may_print_while_an_answer_is_sent(mak
     assert isinstance(answer, wire.Result)
     assert len(said) == 40
     assert len(answer.body) == 4_000_000
+
+
+@pytest.mark.parametrize(
+    "lines", ["print('a')\n        print('b', file=sys.stderr)", "logging.getLogger(f'l{n}').error('')"], ids=["streams", "loggers"]
+)
+async def test_many_short_lines_of_many_kinds_are_cut_and_end_nobody(make: Make, printed: Printed, lines: str) -> None:
+    """Each is a message of its own; only who writes frames by himself may pass the bound on those."""
+    worker = await make(f"import logging, sys\ndef handle(event):\n    for n in range(10_000):\n        {lines}\n    return 1\n")
+
+    assert await result_of(worker, invoke_message()) == 1
+    texts = [line.text for whose, line in printed.whole if whose is worker]
+    assert len(texts) == wire.LOG_BYTES // wire.LOG_LINE_BYTES + 1
+    assert "rest is dropped" in texts[-1]
 
 
 async def test_a_worker_that_floods_the_log_with_messages_of_its_own_is_ended(make: Make) -> None:
