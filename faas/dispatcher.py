@@ -165,7 +165,7 @@ class Dispatcher:
 
     async def _conclude(self, delivery: Delivery, invocation: Invocation, outcome: StoredOutcome) -> None:
         """All that follows a stored outcome; a redelivery that finds one repeats it: end of stream, reply, dead letter, usage, acknowledgement."""
-        await self._end_stream(invocation, outcome.outcome, outcome.reason)
+        await self._end_stream(invocation, outcome.outcome, outcome.reason, attempt=outcome.attempt)
         if invocation.control.reply_to:
             await self._outcomes.forward(invocation.control.reply_to, outcome)
         if outcome.outcome not in ("succeeded", "cancelled") and invocation.function.spec.retry.dead_letter:
@@ -181,11 +181,9 @@ class Dispatcher:
             await self._usage.add(*invocation.function.key, *outcome.records)
         await delivery.ack()
 
-    async def _end_stream(self, invocation: Invocation, outcome: str, reason: str) -> None:
-        if invocation.control.chunk_to:
-            await self._speech.end_stream(
-                invocation.control.chunk_to, items=invocation.items, attempt=invocation.attempts + 1, outcome=outcome, reason=reason
-            )
+    async def _end_stream(self, invocation: Invocation, outcome: str, reason: str, *, attempt: str) -> None:
+        if chunk_to := invocation.control.chunk_to:
+            await self._speech.end_stream(chunk_to, items=invocation.items, attempt=attempt, outcome=outcome, reason=reason)
 
     async def _refuse(self, delivery: Delivery, function: FunctionVersion, invalid: EventInvalid) -> None:
         """An event that cannot be decoded: no invocation, so no outcome; one dead letter, and never again."""
@@ -263,7 +261,7 @@ class Dispatcher:
 
     async def _reply(self, reply_to: str, invocation: Invocation, attempt: Attempt) -> str:
         outcome = self._fitting(_outcome(invocation, attempt))
-        await self._end_stream(invocation, outcome.ended.outcome, outcome.ended.reason)
+        await self._end_stream(invocation, outcome.ended.outcome, outcome.ended.reason, attempt=str(outcome.attempt))
         if reply_to:
             await self._outcomes.reply(reply_to, outcome)
             await asyncio.sleep(0)  # the answer is on its way before anything else is done

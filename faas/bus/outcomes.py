@@ -63,6 +63,7 @@ class StoredOutcome(Struct, frozen=True, kw_only=True):
 
     outcome: str
     reason: str
+    attempt: str
     head: bytes
     body: bytes
     records: tuple[bytes, ...]
@@ -167,7 +168,14 @@ class Outcomes:
             await self._bus.store(subject, body, head=guarded)
         except AlreadyStored:
             return None
-        return StoredOutcome(outcome=outcome.ended.outcome, reason=outcome.ended.reason, head=head, body=body, records=records)
+        return StoredOutcome(
+            outcome=outcome.ended.outcome,
+            reason=outcome.ended.reason,
+            attempt=str(outcome.attempt),
+            head=head,
+            body=body,
+            records=records,
+        )
 
     async def find(self, tenant: str, function: str, invocation_id: str, *, leader: bool) -> StoredOutcome | None:
         """The stored outcome of an invocation, if there is one.
@@ -183,6 +191,7 @@ class Outcomes:
         return StoredOutcome(
             outcome=headers.get("Faas-Outcome", ""),
             reason=headers.get("Faas-Reason", ""),
+            attempt=headers.get("Faas-Attempt", "0"),
             head=encode_head(kept),
             body=found.data,
             records=split_records(headers.get("Faas-Usage", "[]").encode()),

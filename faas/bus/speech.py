@@ -15,8 +15,8 @@ import structlog
 
 from faas.bus import streams
 from faas.bus.cloudevents import binary_head
-from faas.bus.connection import Bus, NoStream, encode_head
-from faas.errors import BusUnavailable, FaasError, StoreRefused
+from faas.bus.connection import Bus, encode_head
+from faas.errors import BusUnavailable, FaasError
 
 log = structlog.get_logger()
 
@@ -75,6 +75,8 @@ class Speech:
 
     async def _speak(self, voice: Voice) -> None:
         while (said := await voice.next()) is not None:
+            if voice.failure and isinstance(said, Published):
+                continue  # the attempt has failed already: no slot waits for a full stream once for each of its events
             try:
                 if isinstance(said, Item):
                     await self._bus.publish(voice.chunk_to, said.body, head=_chunk_head(voice, said.content_type))
@@ -93,9 +95,8 @@ class Speech:
                 else:
                     await self._bus.store(event.subject, event.body, head=event.head, timeout_s=STORE_S)
                 return
-            except NoStream:
-                self._streams.pop(event.subject, None)  # the stream that captured it is gone
-            except (BusUnavailable, StoreRefused):
+            except BusUnavailable:
+                self._streams.pop(event.subject, None)  # the stream that captured it may be gone
                 if not left:
                     raise
                 await asyncio.sleep(RETRY_S)
@@ -108,9 +109,9 @@ class Speech:
             stream = self._streams[subject] = await streams.stream_capturing(self._bus, subject) or _CORE
         return stream
 
-    async def end_stream(self, chunk_to: str, *, items: int, attempt: int, outcome: str, reason: str) -> None:
-        """Tell a listener that no more items come: `items` were sent in the last attempt, which ended so."""
-        head = [("Faas-Seq", str(items + 1)), ("Faas-Attempt", str(attempt)), ("Faas-Eos", "true"), ("Faas-Outcome", outcome)]
+    async def end_stream(self, chunk_to: str, *, items: int, attempt: str, outcome: str, reason: str) -> None:
+        """Tell a listener that no more items come: `items` were sent in the last attempt, which ended so; `attempt` is the outcome's."""
+        head = [("Faas-Seq", str(items + 1)), ("Faas-Attempt", attempt), ("Faas-Eos", "true"), ("Faas-Outcome", outcome)]
         await self._bus.publish(chunk_to, b"", head=encode_head([*head, *([("Faas-Reason", reason)] if reason else [])]))
 
 
@@ -161,6 +162,12 @@ class Voice:
         self._closed = True
         self._spoken.set()
         await self._silent.wait()
+
+    def drop(self) -> None:
+        """Forget what waits and say nothing more: its attempt is given up."""
+        self._waiting.clear()
+        self._closed = True
+        self._spoken.set()
 
 
 def event_of(subject: str, body: bytes, *, id: str, source: str, content_type: str, depth: int, traceparent: str) -> Published:

@@ -17,7 +17,7 @@ from faas.model import Ended, Event, Invocation, Phases
 from faas.pool.lease import Lease
 from faas.pool.metering import Attempted, Billing, Meter
 from faas.pool.pool import WorkerPool
-from faas.pool.worker import Speaker, Worker
+from faas.pool.worker import OnSaid, Speaker, Worker
 from faas.units import format_duration, format_size
 from faas.worker import wire
 
@@ -153,7 +153,15 @@ class Attempts:
         return None
 
     async def _execute(self, lease: Lease, invocation: Invocation, meter: Meter) -> Ended:
-        """Run `handle` once under the execution clock and what is left of the deadline."""
+        """Run `handle` once, and wait until all that it says is on the bus."""
+        hearing = _Hearing(self._speech, lease.worker, invocation=invocation, meter=meter)
+        try:
+            return await hearing.end(await self._run(lease, invocation, meter, on_said=hearing.hear))
+        finally:
+            hearing.close()
+
+    async def _run(self, lease: Lease, invocation: Invocation, meter: Meter, *, on_said: OnSaid) -> Ended:
+        """Under the execution clock and what is left of the deadline."""
         worker = lease.worker
         began = time.monotonic()
         left_s = invocation.deadline_monotonic - began
@@ -162,9 +170,8 @@ class Attempts:
             return Ended(reason="timeout", detail="the deadline passed while the function loaded")
         limit_s = min(invocation.timeout_s, left_s)
         cpu_start_us = worker.cpu_us()
-        hearing = _Hearing(self._speech, worker, invocation=invocation, meter=meter)
         try:
-            answer = await worker.invoke(_invoke(invocation, left_s), timeout_s=limit_s, on_said=hearing.hear)
+            answer = await worker.invoke(_invoke(invocation, left_s), timeout_s=limit_s, on_said=on_said)
         except TimeoutError:
             ended = Ended(reason="timeout", detail=f"still running after {format_duration(limit_s)}")
         except (WorkerLost, ProtocolError) as error:
@@ -174,12 +181,12 @@ class Attempts:
             elapsed_us = round((time.monotonic() - began) * 1e6)  # a worker's word on its time is taken up to what passed here
             meter.run_us, meter.cpu_us, meter.memory_peak_bytes = min(answer.run_us, elapsed_us), answer.cpu_us, answer.memory_peak_bytes
             meter.meters = answer.meters
-            return await hearing.end(self._judge(answer, invocation))
+            return self._judge(answer, invocation)
         meter.run_us = round((time.monotonic() - began) * 1e6)
         meter.cpu_us = max(0, worker.cpu_us() - cpu_start_us)
         meter.memory_peak_bytes = worker.memory_peak_bytes()
         worker.kill()  # after its clocks were read; Python cannot interrupt native code, so the process goes
-        return await hearing.end(ended)
+        return ended
 
     def _judge(self, answer: wire.Result | wire.Failed, invocation: Invocation) -> Ended:
         if isinstance(answer, wire.Failed):
@@ -215,6 +222,8 @@ class _Hearing:
             )
         if isinstance(said, wire.Emit):
             problem = subjects.problem_with(said.subject) or ("it has a wildcard" if set("*>") & set(said.subject) else None)
+            if not said.id.startswith(f"{invocation.id}."):
+                problem = "its id is that of another invocation"  # the bus would drop the other's event for a repetition
             if problem is not None:  # `ctx.publish` refuses it too; who writes frames of his own is refused here
                 self._refused = f"ctx.publish to {said.subject[:80]!r}: {problem}"
             else:
@@ -230,6 +239,11 @@ class _Hearing:
         await self._voice.finish()
         failure = self._refused or self._voice.failure
         return Ended(reason="error", detail=failure) if failure and not ended.reason else ended
+
+    def close(self) -> None:
+        """Where it was cancelled before its end, because another node has the event by now, nothing more of it is said."""
+        if self._voice is not None:
+            self._voice.drop()
 
 
 def _event(invocation: Invocation, said: wire.Emit) -> Published:

@@ -140,7 +140,10 @@ class Worker:
         Raises WorkerLost, ProtocolError; TimeoutError after `timeout_s`, when it still runs and is the caller's to kill.
         """
         self._on_said = on_said
-        answer = await self._call(message, len(message.data), timeout_s)
+        try:
+            answer = await self._call(message, len(message.data), timeout_s)
+        finally:
+            self._on_said = None  # it holds the event, which an idle worker would keep
         if isinstance(answer, wire.Result | wire.Failed):
             return answer
         raise self._break(f"answered an invocation with {type(answer).__name__}")

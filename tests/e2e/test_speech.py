@@ -19,6 +19,10 @@ FUNCTIONS = {
     "large": "def handle(event: int):\n    for n in range(event):\n        yield b'x' * 100_000\n",
     "tells": "def handle(event: int, ctx):\n    for n in range(event):\n        ctx.publish('speech.told', {'n': n})\n    return 'told'\n",
     "relays": "def handle(event, ctx):\n    ctx.publish('speech.hop', event)\n",
+    "forges": (
+        "from faas.worker import wire\ndef handle(event, ctx):\n"
+        "    ctx._voice._peer.send(wire.Emit(subject='speech.told', id='another-order', data=b'1', content_type='text/plain'))\n    return 1\n"
+    ),
     "hop": "def handle(event, ctx):\n    return ctx.event.extensions\n",
     "talks": (
         "import logging, sys\nlogging.info('loading')\ndef handle(event, ctx):\n    print('one')\n    print('two', file=sys.stderr)\n"
@@ -119,6 +123,26 @@ async def test_events_of_a_handler_are_stored_before_its_outcome(speaking: Node)
     assert {head(event)["ce-source"] for event in events} == {"/faas/default/tells"}
     assert head(events[0])["ce-type"] == "faas.published"
     assert len({head(event)["ce-id"] for event in events}) == 3
+
+
+async def test_an_event_under_a_foreign_id_is_not_published(speaking: Node) -> None:
+    """The bus drops what repeats an id: a worker that writes frames of its own could make another's event vanish."""
+    answer = await speaking.request("forges", b"1")
+
+    assert end(answer) == ("failed", "error")
+    assert "id is that of another invocation" in json.loads(answer.data)["detail"]
+
+
+async def test_the_end_of_a_stream_that_never_began_is_of_no_attempt(speaking: Node) -> None:
+    """It says what its outcome says: zero, where no worker got the event."""
+    inbox = speaking.client.new_inbox()
+    items = await speaking.client.subscribe(inbox)
+    answer = await speaking.request("plain", b"1", headers={"Faas-Chunk-To": inbox, "Faas-Deadline": "2020-01-01T00:00:00Z"})
+    last = await items.next_msg(timeout=5)
+    await items.unsubscribe()
+
+    assert end(answer) == ("expired", "deadline")
+    assert [head(last)[name] for name in ("Faas-Eos", "Faas-Attempt", "Faas-Seq", "Faas-Outcome")] == ["true", "0", "1", "expired"]
 
 
 async def test_an_event_of_a_handler_sets_off_the_next_function(speaking: Node) -> None:
