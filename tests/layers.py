@@ -54,6 +54,7 @@ POLLING_ALLOWED = {
     "bus/connection.py:Bus._watch": "watchdog: nats-py tells nobody that its read loop has died",
     "bus/pull.py:Heartbeats._run": "beats at a fixed pace while a delivery is held, and waits for an event while none is",
     "bus/server.py:EmbeddedServer._watch": "back-off between two starts; the end of the server itself is awaited",
+    "calling/flows.py:items_of": "as client.request: a node that stops answered; nothing announces the next one",
     "client.py:Client.request": "a node that stops answered; nothing announces the next one",
     "dispatcher.py:Dispatcher._insist": "back-off between two tries while the bus is away",
     "dispatcher.py:Dispatcher.answer": "the function's own back-off before the next attempt",

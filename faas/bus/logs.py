@@ -63,6 +63,7 @@ class LogLines:
         self._dropped = 0
         self._due: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
+        self._closing = False
 
     @classmethod
     @asynccontextmanager
@@ -73,10 +74,11 @@ class LogLines:
             try:
                 yield lines
             finally:
-                sending.cancel()
+                lines._closing = True
+                lines._wake.set()
+                await asyncio.wait([sending])  # not cancelled: lines that it has taken would be lost
                 if lines._due is not None:
                     lines._due.cancel()
-                await lines._send()
 
     def add(self, tenant: str, function: str, line: LogLine) -> None:
         """Have one line sent."""
@@ -91,11 +93,12 @@ class LogLines:
             self._due = self._loop.call_later(GATHER_S, self._wake.set)
 
     async def _run(self) -> None:
-        while True:
+        while not self._closing:
             await self._wake.wait()
             self._wake.clear()
             self._due = None
             await self._send()
+        await self._send()  # what came while the last was being sent
 
     async def _send(self) -> None:
         waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0

@@ -101,14 +101,19 @@ class Connection:
                 names[msgspec.json.decode(message.data, type=_Info).metadata.node] = None
             first.set()
 
-        subscription = await self.nats.subscribe(inbox, cb=take)
-        await self.nats.publish(f"$SRV.PING.{subjects.SERVICE}", b"", reply=inbox)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(QUESTION_S):
-                await first.wait()
-        if names:
-            await asyncio.sleep(PAUSE_S)  # others answer as fast; who does not is not a node that works
-        await subscription.unsubscribe()
+        try:
+            subscription = await self.nats.subscribe(inbox, cb=take)
+            try:
+                await self.nats.publish(f"$SRV.PING.{subjects.SERVICE}", b"", reply=inbox)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(QUESTION_S):
+                        await first.wait()
+                if names:
+                    await asyncio.sleep(PAUSE_S)  # others answer as fast; who does not is not a node that works
+            finally:
+                await subscription.unsubscribe()
+        except nats.errors.Error as error:
+            raise BusUnavailable(f"the connection to the bus failed: {error}") from error
         if not names:
             raise BusUnavailable("no node answers on this bus; start one with `faas up`")
         return list(names)

@@ -6,6 +6,7 @@ Each is an async iterator that cleans up when its reader stops early. Knows no n
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -26,6 +27,8 @@ from faas.envelope import Reply, check_size, decode_body
 from faas.errors import BusUnavailable, ConfigInvalid
 
 IN_FLIGHT_LIMIT = 4096
+ITEM_S = 5.0
+"""For an item that is there already when the time is up: its reader may have been slow."""
 LINE_S = 5.0
 """Between two lines that the stream says are there."""
 
@@ -62,24 +65,30 @@ async def items_of(
     asked = {**head, "Faas-Chunk-To": chunks}
     check_size(subject, body, asked, limit_bytes=connection.nats.max_payload)
     subscription = await connection.nats.subscribe(f"{inbox}.*")
-    reading = _Reading()
+    messages, reading = subscription.messages, _Reading()
+    until_monotonic = time.monotonic() + wait_s
     try:
         await connection.nats.publish(subject, body, reply=answers, headers=asked)
-        async with asyncio.timeout(wait_s):
-            async for message in subscription.messages:
-                said = message.headers or {}
-                if message.subject == chunks:
-                    for item in reading.take(message):
-                        yield item
-                elif said.get("Status") == "503" and not message.data:
-                    yield None
-                    return
-                elif "Faas-Outcome" not in said and said.get("Nats-Service-Error-Code") == "503":
-                    await asyncio.sleep(PAUSE_S)  # nothing was started; another node, or the next start, answers
-                    await connection.nats.publish(subject, body, reply=answers, headers=asked)
-                else:
-                    reading.end(Reply(said, message.data))
-                    return
+        while True:
+            async with asyncio.timeout(
+                max(ITEM_S, until_monotonic - time.monotonic())
+            ):  # around no yield: it would cancel the reader's own work
+                message = await anext(messages, None)
+            if message is None:
+                raise BusUnavailable("the connection was closed before the stream had ended")
+            said = message.headers or {}
+            if message.subject == chunks:
+                for item in reading.take(message):
+                    yield item
+            elif said.get("Status") == "503" and not message.data:
+                yield None
+                return
+            elif "Faas-Outcome" not in said and said.get("Nats-Service-Error-Code") == "503":
+                await asyncio.sleep(PAUSE_S)  # nothing was started; another node, or the next start, answers
+                await connection.nats.publish(subject, body, reply=answers, headers=asked)
+            else:
+                reading.end(Reply(said, message.data))
+                return
     except TimeoutError:
         raise BusUnavailable(f"no answer within {wait_s:g} s") from None
     except nats.errors.Error as error:
@@ -174,12 +183,12 @@ async def lines_of(connection: Connection, subject: str, *, follow: bool, since_
     config = ConsumerConfig(deliver_policy=policy, opt_start_time=start.isoformat() if start else None)  # type: ignore[arg-type]
     try:
         subscription = await connection.nats.jetstream().subscribe(subject, stream=subjects.LOGS, ordered_consumer=True, config=config)
+        info = await subscription.consumer_info()
     except nats.js.errors.NotFoundError:
         raise BusUnavailable(f"no stream {subjects.LOGS} on this bus; is a node running?") from None
     except nats.errors.Error as error:
         raise BusUnavailable(f"the logs cannot be read: {error}") from error
     try:
-        info = await subscription.consumer_info()
         left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered is not None else 0)
         async for message in _messages(subscription.next_msg, left, follow=follow):
             for line in message.data.splitlines():

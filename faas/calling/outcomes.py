@@ -34,19 +34,19 @@ async def listening(connection: Connection, tickets: Iterable[Ticket]) -> AsyncI
     queue: Heard = asyncio.Queue()
     connection.waiting.add(queue)
     subscriptions = []
-    for ticket in tickets:
-
-        async def take(message: Msg, ticket: Ticket = ticket) -> None:
-            queue.put_nowait((ticket, Reply(message.headers or {}, message.data)))
-
-        async def take_letter(message: Msg, ticket: Ticket = ticket) -> None:
-            head = message.headers or {}
-            if head.get("Faas-Reason") == "event_invalid" and head.get("Faas-Msg-Id") == ticket.message_id:
-                queue.put_nowait((ticket, Reply.undecodable(head)))
-
-        subscriptions.append(await connection.nats.subscribe(ticket.outcome_subject, cb=take))
-        subscriptions.append(await connection.nats.subscribe(subjects.dead(ticket.tenant, ticket.function), cb=take_letter))
     try:
+        for ticket in tickets:
+
+            async def take(message: Msg, ticket: Ticket = ticket) -> None:
+                queue.put_nowait((ticket, Reply(message.headers or {}, message.data)))
+
+            async def take_letter(message: Msg, ticket: Ticket = ticket) -> None:
+                head = message.headers or {}
+                if head.get("Faas-Reason") == "event_invalid" and head.get("Faas-Msg-Id") == ticket.message_id:
+                    queue.put_nowait((ticket, Reply.undecodable(head)))
+
+            subscriptions.append(await connection.nats.subscribe(ticket.outcome_subject, cb=take))
+            subscriptions.append(await connection.nats.subscribe(subjects.dead(ticket.tenant, ticket.function), cb=take_letter))
         if subscriptions:
             with suppress(nats.errors.Error):  # lost in this moment: what comes is looked up when it is back
                 await connection.nats.jetstream().account_info()  # a fence: an answer of the server comes after its subscriptions

@@ -12,6 +12,7 @@ import pytest
 from node import FAAS, PROJECT, Node, command, running, write_function
 
 import faas
+from faas.calling.flows import Item, items_of
 from faas.client import Client
 from faas.errors import BusUnavailable, ConfigInvalid, InvocationFailed, NoSuchFunction
 
@@ -19,6 +20,7 @@ FUNCTIONS = {
     "count": "def handle(event: int):\n    for n in range(event):\n        yield n\n",
     "spell": "def handle(event: str):\n    for ch in event:\n        yield ch\n",
     "breaks": "def handle(event: int):\n    yield 'a'\n    raise ValueError('broke off')\n",
+    "lingers": "import time\ndef handle(event: float):\n    yield 'a'\n    time.sleep(event)\n    yield 'b'\n",
     "square": "def handle(event: int):\n    if event < 0:\n        raise ValueError('negative')\n    return event * event\n",
     "text": "import faas\ndef handle(event: str):\n    return faas.Result(event.upper(), 'text/plain; charset=utf-8')\n",
     "talks": "def handle(event: int, ctx):\n    print('hello', event)\n    ctx.log.warning('\x1b[31mred')\n    ctx.progress(0.5, 'half')\n    return 1\n",
@@ -83,6 +85,26 @@ async def test_a_stream_that_is_refused_raises(client: Client) -> None:
     """A payload that does not fit never reaches the handler."""
     with pytest.raises(InvocationFailed, match="payload_invalid"):
         await anext(client.stream("count", "three"))
+
+
+async def test_a_slow_reader_of_a_stream_is_not_cancelled_in_its_own_work(client: Client) -> None:
+    """The time of a call is the node's to keep; what is there already is read, however late."""
+    items = items_of(client._connection, "faas.invoke.default.count", b"3", head={"Content-Type": "application/json"}, wait_s=0.2)
+    first = await anext(items)
+    assert await client.invoke("waits", 0.5) == 0.5
+
+    assert [first, *[item async for item in items]] == [Item(0), Item(1), Item(2)]
+
+
+async def test_a_stream_whose_connection_is_closed_is_not_taken_for_whole(node: Node) -> None:
+    """Half a text must not pass for a whole one."""
+    client = await faas.connect(node.info["nats"])
+    items = client.stream("lingers", 1)
+    assert await anext(items) == "a"
+    await client.close()
+
+    with pytest.raises(BusUnavailable, match="closed"):
+        await anext(items)
 
 
 async def test_results_of_a_map_come_in_order(client: Client) -> None:
