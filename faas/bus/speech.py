@@ -22,6 +22,8 @@ log = structlog.get_logger()
 
 WAITING_BYTES = 2**20
 """Said and not yet sent; beyond, the worker waits."""
+OVERHEAD_BYTES = 512
+"""Of each thing that waits, beside its body: without it a worker that says nothing without end would fill the node's memory."""
 TRIES, RETRY_S, STORE_S = 3, 0.5, 2.0
 """Of an event whose stream is full or away: some eight seconds, then the attempt that published it has failed."""
 SUBJECTS = 1000
@@ -135,7 +137,7 @@ class Voice:
     def say(self, said: Item | Published) -> None:
         """Hand over one thing; returns at once."""
         self._waiting.append(said)
-        self._waiting_bytes += len(said.body)
+        self._waiting_bytes += len(said.body) + OVERHEAD_BYTES
         self._spoken.set()
         if self._waiting_bytes > WAITING_BYTES and not self._paused:
             self._paused = True
@@ -150,7 +152,7 @@ class Voice:
             self._spoken.clear()
             await self._spoken.wait()
         said = self._waiting.popleft()
-        self._waiting_bytes -= len(said.body)
+        self._waiting_bytes -= len(said.body) + OVERHEAD_BYTES
         if self._paused and self._waiting_bytes <= WAITING_BYTES // 2:
             self._paused = False
             self.resume()
