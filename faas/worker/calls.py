@@ -36,20 +36,24 @@ class Calls:
     def __init__(self) -> None:
         self._runner: asyncio.Runner | None = None
         self._task: asyncio.Task[Any] | None = None
-        self.cancelled = False
+        self._cancelled = False
 
     def listen(self) -> None:
         """From now on SIGTERM asks what runs to stop: `ctx.cancelled` in a blocking handler, CancelledError in an async one."""
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.cancelled = True
+        self._cancelled = True
         if self._task is not None and self._runner is not None:
             self._runner.get_loop().call_soon_threadsafe(self._task.cancel)
 
+    def is_cancelled(self) -> bool:
+        """Whether what runs was asked to stop."""
+        return self._cancelled
+
     def renew(self) -> None:
         """Another attempt: nobody has asked it to stop."""
-        self.cancelled = False
+        self._cancelled = False
 
     def finish(self, returned: Any, *, limit_bytes: int, on_chunk: OnChunk | None) -> tuple[bytes, str]:
         """(body, content type). Raises Unencodable, TooLarge, and whatever the author's code raises."""

@@ -5,16 +5,24 @@ A context works without a node too, so that a handler can be called in a test: w
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import msgspec
 
+from faas.worker import wire
+
+SAID_EVERY_S = 0.1
+"""Between two words on progress, or on meters: a training loop reports thousands of steps a second."""
+SAID_SHARE = 0.01
+"""Of the time that an attempt has run, between two words on progress: so a week of them is some thousand, and fits into the log of one attempt."""
+PROGRESS_CHARACTERS = 2000
 METERS = 20
 METER_CHARACTERS = 64
 EVENT_BYTES = 2**20 - 4096
@@ -72,23 +80,6 @@ class Gpu:
     memory_bytes: int
 
 
-class Voice(Protocol):
-    """How a context speaks to the node; a worker has one, a test has none."""
-
-    def progress(self, fraction: float, message: str) -> None:
-        """Tell how far it is."""
-
-    def publish(self, subject: str, data: bytes, content_type: str) -> None:
-        """Hand over an event."""
-
-    def metered(self, meters: Mapping[str, int]) -> None:
-        """Tell what has been counted so far."""
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether somebody asked it to stop."""
-
-
 class Checkpoint:
     """State of an invocation that a later attempt goes on from. Not supported yet: using it raises NotImplementedError."""
 
@@ -116,7 +107,13 @@ class Context:
     budget: None = None  # until functions have one
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     meters: dict[str, int] = field(default_factory=dict)
-    _voice: Voice | None = None
+    _send: Callable[[wire.Said], None] | None = None  # None: there is no node
+    _over: bool = False  # the attempt has ended; a thread of it may go on
+    _is_cancelled: Callable[[], bool] | None = None
+    _began_monotonic: float = field(default_factory=time.monotonic)
+    _progress_due: float = 0.0
+    _meters_due: float = 0.0
+    _complete: bool = False  # progress is 1, and that was said
     _deadline_monotonic: float | None = None
     _make_event: Callable[[], Event] | None = None
     _event: Event | None = None
@@ -141,14 +138,18 @@ class Context:
     @property
     def cancelled(self) -> bool:
         """Whether somebody asked this attempt to stop; a blocking handler looks now and then, an async one gets CancelledError."""
-        return self._voice is not None and self._voice.cancelled
+        return self._is_cancelled is not None and self._is_cancelled()
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Tell how far the attempt is, from 0 to 1. What comes sooner than a tenth of a second after the last, or a hundredth of what has passed, is left out; the first 1 never is."""
         if not 0 <= fraction <= 1:
             raise ValueError(f"ctx.progress({fraction!r}): a fraction from 0 to 1")
-        if self._voice is not None:
-            self._voice.progress(float(fraction), str(message))
+        now = time.monotonic()
+        if now >= self._progress_due or (fraction == 1 and not self._complete):
+            self._progress_due = now + max(SAID_EVERY_S, SAID_SHARE * (now - self._began_monotonic))
+            self._complete = fraction == 1
+            text = wire.encodable(str(message)[:PROGRESS_CHARACTERS])
+            self._say(wire.Log(stream="progress", text=text, fraction=float(fraction), at=time.time()))
 
     def meter(self, name: str, n: int = 1) -> None:
         """Count something of the author's own, like tokens; the sum is in the usage record. `n` is a whole number, zero or more."""
@@ -160,8 +161,10 @@ class Context:
             if len(self.meters) >= METERS:
                 raise ValueError(f"ctx.meter({name!r}): an attempt has {METERS} meters at most")
         self.meters[name] = self.meters.get(name, 0) + n
-        if self._voice is not None:
-            self._voice.metered(self.meters)
+        now = time.monotonic()
+        if now >= self._meters_due:
+            self._meters_due = now + SAID_EVERY_S
+            self._say(wire.Metered(meters=self.meters))
 
     def publish(self, subject: str, data: object = None, *, content_type: str = "") -> None:
         """Publish an event: bytes as they are, anything else as JSON. It is on its way at once, and stored before the outcome is.
@@ -178,8 +181,14 @@ class Context:
         self._published += 1
         if self._published > PUBLISHED:
             raise ValueError(f"ctx.publish: an attempt may publish {PUBLISHED} events")
-        if self._voice is not None:
-            self._voice.publish(subject, body, kind)
+        digest = hashlib.sha256(b"\0".join((subject.encode(), body))).hexdigest()[:16]
+        self._say(wire.Emit(subject=subject, id=f"{self.invocation_id}.{self._published}.{digest}", data=body, content_type=kind))
+
+    def _say(self, message: wire.Said) -> None:
+        if self._over:
+            raise RuntimeError("the attempt has ended: nothing can be published, counted or reported for it any more")
+        if self._send is not None:
+            self._send(message)
 
 
 def _check_subject(subject: str) -> None:

@@ -60,7 +60,7 @@ class Log:
 
     def say(self, where: Where, text: str, *, level: str = "info", logger: str = "", at: float = 0.0) -> bool:
         """Pass on one line, or several. False where it cannot be done: in a forked child, or in the middle of another message."""
-        text = text[:MESSAGE_CHARACTERS].encode("utf-8", "replace").decode()
+        text = wire.encodable(text[:MESSAGE_CHARACTERS])
         if self._left_bytes < 0:
             return True
         # The one that crosses the limit goes out: the node counts alike, and says that it is cut. Not under a lock, which a signal handler

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 import resource
 import socket
@@ -12,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,6 @@ from faas.worker.logs import Log
 TRACEBACK_CHARACTERS = 8 * 1024
 DETAIL_CHARACTERS = 2000
 READ_BYTES = 64 * 1024
-SAID_EVERY_S = 0.1
-"""Between two words on progress, or on meters: a training loop reports thousands of steps a second."""
-SAID_SHARE = 0.01
-"""Of the time that an attempt has run, between two words on progress: so a week of them is some thousand, and fits into the log of one attempt."""
 _NOTHING: Mapping[str, Any] = {}
 _NO_CHECKPOINT = Checkpoint()
 
@@ -113,7 +108,7 @@ def serve(peer: Peer, directory: str) -> None:
             if isinstance(message, wire.Load) and function is None:
                 log.install()
                 calls.listen()
-                answer, handler = _load(message, directory, calls)
+                answer, handler = _load(message, directory, peer=peer, calls=calls)
                 function = None if handler is None else _Function(message, handler, peer=peer, calls=calls)
                 log.adopt_structlog()
             elif isinstance(message, wire.Invoke) and function is not None:
@@ -136,15 +131,21 @@ def serve(peer: Peer, directory: str) -> None:
                 return
 
 
-def _load(message: wire.Load, directory: str, calls: Calls) -> tuple[wire.SandboxMessage, loader.Handler | None]:
+def _load(message: wire.Load, directory: str, *, peer: Peer, calls: Calls) -> tuple[wire.SandboxMessage, loader.Handler | None]:
     scratch = os.path.join(directory, "tmp")
     os.makedirs(scratch, exist_ok=True)
     os.chdir(scratch)
     os.environ["HOME"] = os.environ["TMPDIR"] = scratch
     os.environ.update(message.env)
+
+    def send(said: wire.Said) -> None:
+        if not isinstance(said, wire.Log):
+            raise RuntimeError("in load there is no event yet: publish and count in handle")
+        peer.send(said)
+
     usage = _Usage()
     try:
-        handler = loader.load(message, directory, context=functools.partial(_context, message), run=calls.run)
+        handler = loader.load(message, directory, context=lambda: _context(message, send), run=calls.run)
     except BaseException as error:  # the author's code: SystemExit and KeyboardInterrupt end the load like any error
         load_us, cpu_us, memory = usage.read()
         detail = _sentence(error)
@@ -170,15 +171,14 @@ class _Function:
         """Every end as a message: whatever the author's code does short of ending the process."""
         usage, handler, calls = _Usage(), self._handler, self._calls
         calls.renew()
-        voice = _Voice(self._peer, calls, message.invocation_id)
-        context = _context(self._loaded)
+        context = _context(self._loaded, self._peer.send)
         meters = context.meters
 
         def failed(reason: wire.Reason, detail: str, *, trace: str = "", after_s: float | None = None) -> wire.Failed:
             run_us, cpu_us, memory = usage.read()
             return wire.Failed(
                 reason=reason,
-                detail=_encodable(detail[:DETAIL_CHARACTERS]),
+                detail=wire.encodable(detail[:DETAIL_CHARACTERS]),
                 traceback=trace,
                 retry_after_s=None if after_s is None else min(after_s, wire.RETRY_LIMIT_S),
                 run_us=run_us,
@@ -193,7 +193,7 @@ class _Function:
             except (msgspec.DecodeError, RecursionError, ValueError) as error:
                 detail = _sentence(error, named=False) if message.data else "the payload is empty, and the function takes one - at `$`"
                 return failed("payload_invalid", detail)
-            self._put_into(context, message, voice)
+            self._put_into(context, message)
             usage.began_ns = time.monotonic_ns()  # the execution clock; what came before was not the author's
             on_chunk = self._send_chunk if message.stream else None
             returned = handler.call(event, context)
@@ -209,13 +209,13 @@ class _Function:
         except BaseException as error:  # the author's code: SystemExit, KeyboardInterrupt and MemoryError are failures of this attempt
             return failed("error", _sentence(error), trace=_trace(error))
         finally:
-            voice.over = True
+            context._over = True
         run_us, cpu_us, memory = usage.read()
         return wire.Result(body=body, content_type=content_type, run_us=run_us, cpu_us=cpu_us, memory_peak_bytes=memory, meters=meters)
 
-    def _put_into(self, context: Context, message: wire.Invoke, voice: _Voice) -> None:
+    def _put_into(self, context: Context, message: wire.Invoke) -> None:
         context.invocation_id, context.attempt = message.invocation_id, message.attempt
-        context._voice = voice
+        context._is_cancelled = self._calls.is_cancelled
         context._deadline_monotonic = time.monotonic() + message.remaining_s
         context._make_event = functools.partial(loader.event_of, message)
 
@@ -231,47 +231,7 @@ class _Function:
         self._calls.close()
 
 
-class _Voice:
-    """What one attempt tells the node while it runs; once it is `over` a thread that goes on cannot speak in the name of the next."""
-
-    def __init__(self, peer: Peer, calls: Calls, invocation: str) -> None:
-        self._peer, self._calls, self._invocation = peer, calls, invocation
-        self._published = 0
-        self._began_monotonic = time.monotonic()
-        self._progress_due = self._meters_due = 0.0
-        self._complete = False  # its progress is 1, and that was said
-        self.over = False
-
-    def _send(self, message: wire.SandboxMessage) -> None:
-        if self.over:
-            raise RuntimeError("the attempt has ended: nothing can be published, counted or reported for it any more")
-        self._peer.send(message)
-
-    @property
-    def cancelled(self) -> bool:
-        return self._calls.cancelled
-
-    def progress(self, fraction: float, message: str) -> None:
-        now = time.monotonic()
-        if now < self._progress_due and (fraction < 1 or self._complete):
-            return
-        self._progress_due = now + max(SAID_EVERY_S, SAID_SHARE * (now - self._began_monotonic))
-        self._complete = fraction >= 1
-        self._send(wire.Log(stream="progress", text=_encodable(message[:DETAIL_CHARACTERS]), fraction=fraction, at=time.time()))
-
-    def publish(self, subject: str, data: bytes, content_type: str) -> None:
-        self._published += 1
-        digest = hashlib.sha256(b"\0".join((subject.encode(), data))).hexdigest()[:16]
-        self._send(wire.Emit(subject=subject, id=f"{self._invocation}.{self._published}.{digest}", data=data, content_type=content_type))
-
-    def metered(self, meters: Mapping[str, int]) -> None:
-        now = time.monotonic()
-        if now >= self._meters_due:
-            self._meters_due = now + SAID_EVERY_S
-            self._send(wire.Metered(meters=meters))
-
-
-def _context(loaded: wire.Load) -> Context:
+def _context(loaded: wire.Load, send: Callable[[wire.Said], None]) -> Context:
     return Context(
         function=loaded.function,
         tenant=loaded.tenant,
@@ -280,6 +240,7 @@ def _context(loaded: wire.Load) -> Context:
         mounts={target: Path(path) for target, path in loaded.mounts.items()} if loaded.mounts else _NOTHING,
         secrets=_NOTHING,
         checkpoint=_NO_CHECKPOINT,
+        _send=send,
     )
 
 
@@ -298,7 +259,7 @@ def _sentence(error: BaseException, *, named: bool = True) -> str:
         text = str(error)
     except Exception:  # an author's __str__ may raise too
         text = "its message cannot be shown"
-    return _encodable((f"{type(error).__name__}: {text}" if named else text)[:DETAIL_CHARACTERS])
+    return wire.encodable((f"{type(error).__name__}: {text}" if named else text)[:DETAIL_CHARACTERS])
 
 
 def _trace(error: BaseException) -> str:
@@ -307,9 +268,4 @@ def _trace(error: BaseException) -> str:
     while link is not None:
         link.stack[:] = [frame for frame in link.stack if f"{os.sep}faas{os.sep}worker{os.sep}" not in frame.filename]
         link = link.__cause__ or link.__context__  # type: ignore[assignment]
-    return _encodable("".join(whole.format())[-TRACEBACK_CHARACTERS:])
-
-
-def _encodable(text: str) -> str:
-    """Without what UTF-8 cannot hold: an author's message may quote a file name with half a surrogate pair."""
-    return text.encode("utf-8", "replace").decode()
+    return wire.encodable("".join(whole.format())[-TRACEBACK_CHARACTERS:])

@@ -257,6 +257,11 @@ def decode_sandbox(body: bytes | memoryview) -> SandboxMessage:
         raise WireError(f"no message of a sandbox: {error}") from error
 
 
+def encodable(text: str) -> str:
+    """Without what UTF-8 cannot hold: an author's text may quote a file name with half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def encode(message: HostMessage | SandboxMessage, directory: str = "", name: str = "") -> bytes:
     """The frame of a message. One above INLINE_BYTES is written to `directory`/SPILL_PREFIX+`name` and its `Spilled` frame is returned."""
     body = _encoder.encode(message)

@@ -239,6 +239,19 @@ async def test_a_loop_that_is_done_and_says_so_for_ever_is_no_flood(make: Make, 
     assert 1 <= len(printed.of(worker, "progress")) < 200
 
 
+async def test_load_may_report_and_nothing_else(make: Make, printed: Printed) -> None:
+    """There is no event yet that something published or counted would belong to; to drop it in silence would be worse."""
+    worker = await make(
+        "class F:\n    def load(self, ctx):\n        ctx.progress(0.5, 'weights')\n        self.said = []\n        for act in (lambda: ctx.publish('a.b', 1), lambda: ctx.meter('n')):\n"
+        "            try:\n                act()\n            except RuntimeError as error:\n                self.said.append(str(error))\n"
+        "    def handle(self, event):\n        return self.said\n",
+        handler="handler:F",
+    )
+
+    assert await result_of(worker, invoke_message()) == ["in load there is no event yet: publish and count in handle"] * 2
+    assert printed.of(worker, "progress") == ["weights"]
+
+
 async def test_a_thread_cannot_speak_in_the_name_of_the_next_attempt(make: Make) -> None:
     """Its event would be published as another invocation's, and its answer taken for a broken protocol."""
     worker = await make(

@@ -21,7 +21,7 @@ FUNCTIONS = {
     "relays": "def handle(event, ctx):\n    ctx.publish('speech.hop', event)\n",
     "forges": (
         "from faas.worker import wire\ndef handle(event, ctx):\n"
-        "    ctx._voice._peer.send(wire.Emit(subject='speech.told', id='another-order', data=b'1', content_type='text/plain'))\n    return 1\n"
+        "    ctx._send(wire.Emit(subject='speech.told', id='another-order', data=b'1', content_type='text/plain'))\n    return 1\n"
     ),
     "hop": "def handle(event, ctx):\n    return ctx.event.extensions\n",
     "talks": (
