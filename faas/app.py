@@ -320,7 +320,7 @@ def _node_file(path: Path, info: NodeInfo) -> Iterator[None]:
 
 def _log_output(lines: LogLines, worker: Worker, line: Line) -> None:
     """A line of a function onto the bus; into the node's own log only where there is no function yet, or someone looks closely."""
-    speaker = worker.attempt
+    speaker = line.speaker
     if speaker.function:
         lines.add(
             speaker.tenant,

@@ -16,8 +16,9 @@ from faas.errors import ColdStartFailed, EnvironmentFailed, ProtocolError, Worke
 from faas.model import Ended, Event, Invocation, Phases
 from faas.pool.lease import Lease
 from faas.pool.metering import Attempted, Billing, Meter
+from faas.pool.output import Speaker
 from faas.pool.pool import WorkerPool
-from faas.pool.worker import OnSaid, Speaker, Worker
+from faas.pool.worker import OnSaid, Worker
 from faas.units import format_duration, format_size
 from faas.worker import wire
 
@@ -102,7 +103,7 @@ class Attempts:
         if invocation.on_leased is not None:
             invocation.on_leased()
         spec = invocation.function.spec
-        lease.worker.attempt = Speaker(spec.tenant, spec.name, invocation.id, invocation.attempts + 1)
+        lease.worker.speak_for(Speaker(spec.tenant, spec.name, invocation.id, invocation.attempts + 1))
         meter = Meter(started_at=time.time())
         loaded = None
         ended = None

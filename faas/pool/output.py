@@ -22,12 +22,26 @@ EARLY_LINES = 40
 
 
 @dataclass(slots=True, frozen=True)
+class Speaker:
+    """Whose words a worker's output is: the attempt that holds it, or held it last; without `invocation_id` a load that no event waits for."""
+
+    tenant: str
+    function: str
+    invocation_id: str = ""
+    attempt: int = 0
+
+
+NOBODY = Speaker("", "")
+
+
+@dataclass(slots=True, frozen=True)
 class Line:
     """One line that a worker printed or logged. `at` is seconds since the epoch; `fraction` is set of a progress."""
 
     stream: str  # stdout | stderr | log | progress
     text: str
     at: float
+    speaker: Speaker  # when it arrived: it may be handed on when another attempt holds the worker
     level: str = "info"
     logger: str = ""
     fraction: float | None = None
@@ -46,6 +60,7 @@ class Output:
         self._frames = 0
         self.told = False  # that this lease's output is cut
         self.open = 0  # streams whose end has not come
+        self.speaker = NOBODY
 
     def start(self, sink: Sink) -> None:
         """What was printed so far, and all that comes, goes to the sink."""
@@ -63,9 +78,9 @@ class Output:
         self._left_bytes -= len(admitted)
         return admitted
 
-    def emit(self, stream: str, line: bytes) -> None:
-        """Hand on one line that came over a descriptor."""
-        self._hand_on(Line(stream, line.decode("utf-8", "replace"), time.time()))
+    def line(self, stream: str, text: bytes) -> Line:
+        """What came over a descriptor now."""
+        return Line(stream, text.decode("utf-8", "replace"), time.time(), self.speaker)
 
     def take(self, said: wire.Log) -> bool:
         """Hand on what came as a message, cut into lines. False where a lease has sent more of them than its worker's own code would."""
@@ -75,15 +90,16 @@ class Output:
         for text in said.text.split("\n"):
             self._left_bytes -= max(len(text.encode("utf-8", "replace")) + 1, wire.LOG_LINE_BYTES)
             if self._left_bytes >= 0:
-                self._hand_on(Line(said.stream, text, said.at, said.level, said.logger, said.fraction))
+                self.hand_on(Line(said.stream, text, said.at, self.speaker, level=said.level, logger=said.logger, fraction=said.fraction))
                 continue
             self._left_bytes = 0
             if not self.told:
                 self.told = True
-                self._hand_on(Line(said.stream, CUT, time.time(), "warning"))
+                self.hand_on(Line(said.stream, CUT, time.time(), self.speaker, level="warning"))
         return True
 
-    def _hand_on(self, line: Line) -> None:
+    def hand_on(self, line: Line) -> None:
+        """To the sink, or kept until there is one."""
         if self._sink is None:
             self._early.append(line)
         else:
@@ -101,7 +117,7 @@ class Stream(asyncio.Protocol):
     def __init__(self, caller: Caller, output: Output, on_end: Callable[[], None]) -> None:
         self._transport, self._output, self._name = caller.transport, output, caller.hello.role
         self._loop = asyncio.get_running_loop()
-        self._lines: deque[bytes] = deque()
+        self._lines: deque[Line] = deque()
         self._rest = b""
         self._ended = False
         self._flood_bytes = 0
@@ -116,23 +132,25 @@ class Stream(asyncio.Protocol):
         for line in lines:
             self._cut(line)
         while len(rest) > LINE_LIMIT_BYTES:
-            self._lines.append(rest[:LINE_LIMIT_BYTES])
+            self._cut(rest[:LINE_LIMIT_BYTES])
             rest = rest[LINE_LIMIT_BYTES:]
         self._rest = rest
         self._flood_bytes += len(data) - len(admitted)
         if len(admitted) < len(data) and not output.told:
             output.told = True
-            self._lines.extend([rest] if rest else [])
+            if rest:
+                self._cut(rest)
             self._rest = b""
-            self._lines.append(CUT.encode())
+            self._cut(CUT.encode())
         self._hand_on()
 
     def _cut(self, line: bytes) -> None:
-        self._lines.extend(line[at : at + LINE_LIMIT_BYTES] for at in range(0, max(1, len(line)), LINE_LIMIT_BYTES))
+        for at in range(0, max(1, len(line)), LINE_LIMIT_BYTES):
+            self._lines.append(self._output.line(self._name, line[at : at + LINE_LIMIT_BYTES]))
 
     def _hand_on(self) -> None:
         for _ in range(min(LINES_PER_TURN, len(self._lines))):
-            self._output.emit(self._name, self._lines.popleft())
+            self._output.hand_on(self._lines.popleft())
         if self._lines:
             self._pause()
             self._loop.call_soon(self._hand_on)
@@ -154,7 +172,7 @@ class Stream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._ended = True
         if self._rest:
-            self._lines.append(self._rest)
+            self._cut(self._rest)
         self._hand_on()
 
     def _end(self) -> None:

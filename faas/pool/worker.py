@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,7 @@ import structlog
 
 from faas.errors import ProtocolError, WorkerLost
 from faas.pool.cgroups import Group
-from faas.pool.output import Line, Output
+from faas.pool.output import NOBODY, Line, Output, Speaker
 from faas.worker import wire
 
 log = structlog.get_logger()
@@ -33,19 +32,6 @@ IN_THREAD_BYTES = 2**20
 
 OnOutput = Callable[["Worker", Line], None]
 OnSaid = Callable[[wire.Chunk | wire.Emit | wire.Metered], None]
-
-
-@dataclass(slots=True, frozen=True)
-class Speaker:
-    """Whose words a worker's output is: the attempt that holds it, or held it last; without `invocation_id` a load that no event waits for."""
-
-    tenant: str
-    function: str
-    invocation_id: str = ""
-    attempt: int = 0
-
-
-NOBODY = Speaker("", "")
 
 
 class Process:
@@ -101,7 +87,6 @@ class Worker:
         self.id, self.sandbox_id = id, sandbox_id
         self.version: str | None = None
         self.state: Literal["spare", "leased", "idle", "dead"] = "spare"
-        self.attempt = NOBODY  # whose words its output is
         self.idle_since_monotonic = time.monotonic()
         self.on_lost: Callable[[Worker], None] | None = None
         self._directory, self._process, self._transport, self._output = directory, process, transport, output
@@ -122,8 +107,8 @@ class Worker:
     async def load(self, message: wire.Load, *, timeout_s: float | None = None) -> wire.Loaded | wire.LoadFailed:
         """Make it the worker of a function version. Raises as `invoke` does."""
         self._result_limit_bytes = message.result_limit_bytes
-        if self.attempt is NOBODY:
-            self.attempt = Speaker(message.tenant, message.function)
+        if self._output.speaker is NOBODY:
+            self.speak_for(Speaker(message.tenant, message.function))
         answer = await self._call(message, sum(len(file.data) for file in message.files), timeout_s)
         if isinstance(answer, wire.Loaded):
             self.version = message.version
@@ -284,6 +269,10 @@ class Worker:
         if self.state != "dead":
             self.state = "leased"
         self._output.renew()
+
+    def speak_for(self, speaker: Speaker) -> None:
+        """Whose words its output is from now on."""
+        self._output.speaker = speaker
 
     def give_back(self) -> bool:
         """Idle again after a clean end; False where it is dead, whatever its attempt said."""

@@ -72,6 +72,15 @@ async def failure_of(worker: Worker, message: wire.Invoke) -> wire.Failed:
     return answer
 
 
+async def death_of(worker: Worker) -> None:
+    """Wait until it is known to be gone."""
+    if worker.state == "dead" and worker._settled:
+        return
+    gone = asyncio.Event()
+    worker.on_lost = lambda lost: gone.set()
+    await gone.wait()
+
+
 @pytest.fixture(scope="session")
 def printed() -> Printed:
     return Printed()

@@ -8,22 +8,13 @@ import uuid
 from typing import cast
 
 import pytest
-from conftest import ENVIRONMENT, PROFILE, Make, Printed, invoke_message, load_message, result_of
+from conftest import ENVIRONMENT, PROFILE, Make, death_of, invoke_message, load_message, result_of
 from processes import marked, wait_for_end, wait_until_gone
 
 from faas.errors import ProtocolError, WorkerLost
 from faas.pool.backend import Backend, Sandbox
 from faas.pool.worker import Worker
 from faas.worker import wire
-
-
-async def death_of(worker: Worker) -> None:
-    """Wait until it is known to be gone."""
-    if worker.state == "dead" and worker._settled:
-        return
-    gone = asyncio.Event()
-    worker.on_lost = lambda lost: gone.set()
-    await gone.wait()
 
 
 async def loss_of(worker: Worker, data: bytes = b"1") -> WorkerLost:
@@ -196,78 +187,6 @@ async def test_a_kill_is_not_taken_for_the_memory_limit(make: Make) -> None:
     worker.limit(memory_bytes=256 * 2**20, cpus=1, pids=50)
 
     assert not (await loss_of(worker)).oom
-
-
-# ---------------------------------------------------------------- output
-
-
-async def test_a_flood_of_output_is_cut_and_blocks_neither_handler_nor_node(make: Make, printed: Printed) -> None:
-    """What is not read would fill the socket and stop the handler; what is all logged would stop the node."""
-    worker = await make("import sys\ndef handle(event):\n    for n in range(event):\n        print('x' * 99)\n    return 'done'\n")
-    other = await make("def handle(event):\n    return event\n", version="v2")
-
-    async with asyncio.TaskGroup() as group:
-        flooding = group.create_task(result_of(worker, invoke_message(b"100000")))
-        answered = 0
-        while not flooding.done():
-            answered += await result_of(other, invoke_message(b"1")) == 1
-
-    assert flooding.result() == "done"
-    assert answered > 10
-    lines = printed.of(worker)
-    assert sum(map(len, lines)) < 70_000
-    assert "rest is dropped" in lines[-1]
-
-
-async def test_a_burst_of_short_lines_arrives_whole_and_so_does_what_follows(make: Make, printed: Printed) -> None:
-    """More lines at once than one turn of the event loop hands on must not end the reading."""
-    worker = await make("import os\ndef handle(event):\n    os.write(1, b'x\\n' * 5000)\n    return 1\n")
-    for _ in range(3):
-        await worker.invoke(invoke_message())
-    worker.retire()
-    await death_of(worker)
-    await printed.until(worker, 15_000)
-
-
-async def test_the_next_attempt_may_print_again(make: Make, printed: Printed) -> None:
-    """One noisy attempt must not silence the function for good."""
-    worker = await make("def handle(event):\n    print('x' * event)\n    return 1\n")
-    await worker.invoke(invoke_message(b"200000"))
-    worker.give_back()
-    worker.lease()
-    await worker.invoke(invoke_message(b"3"))
-    worker.retire()
-    await death_of(worker)
-
-    assert printed.of(worker)[-1] == "xxx"
-
-
-async def test_a_line_without_end_is_cut(make: Make, printed: Printed) -> None:
-    """Ten megabytes without a newline must not be held until one comes."""
-    worker = await make("import sys\ndef handle(event):\n    sys.stdout.write('x' * 20_000)\n    return 1\n")
-    await worker.invoke(invoke_message())
-    worker.retire()
-    await death_of(worker)
-
-    assert [len(line) for line in printed.of(worker)] == [8192, 8192, 20_000 - 2 * 8192]
-
-
-async def test_output_that_is_no_text_arrives_somehow(make: Make, printed: Printed) -> None:
-    """Native libraries print what they like."""
-    worker = await make("import os\ndef handle(event):\n    os.write(1, b'\\xff\\xfe\\0\\n')\n    return 1\n")
-    await worker.invoke(invoke_message())
-    worker.retire()
-    await death_of(worker)
-
-    assert len(printed.of(worker)) == 1
-
-
-@pytest.mark.parametrize("how", ["sys.stdout.close()", "sys.stdout = None", "os.close(1); os.close(2)"])
-async def test_a_handler_that_takes_its_own_output_away_still_answers(make: Make, how: str) -> None:
-    """Flushing what is gone must not look like a crash."""
-    worker = await make(f"import os, sys\ndef handle(event):\n    {how}\n    return 7\n")
-
-    assert await result_of(worker, invoke_message()) == 7
 
 
 # ---------------------------------------------------------------- the control socket
