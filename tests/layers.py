@@ -73,6 +73,7 @@ BROAD_ALLOWED = {
     "worker/loader.py:_schema": "no schema is no reason not to run",
     "worker/serve.py:_load": "the author's code: whatever it raises is the end of its load",
     "worker/serve.py:_Function.invoke": "the author's code: whatever it raises is the end of its attempt",
+    "worker/serve.py:_flush": "an author's stream may raise anything; the answer is there already",
     "worker/serve.py:_sentence": "an author's __str__ may raise too",
     "worker/calls.py:_encoded": "whatever an author's type raises while it is encoded",
     "worker/logs.py:_Handler.emit": "the author's arguments may not fit the message; logging says so",

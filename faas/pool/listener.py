@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -21,6 +22,10 @@ from faas.worker import wire
 
 log = structlog.get_logger()
 
+GREETINGS = 64
+"""Connections to one socket that have not said hello; each more is closed at once. A handler can reach it, and a node has only so many descriptors."""
+REFUSALS_TOLD = 5
+"""Of one socket: a handler that knocks for ever must not fill the log."""
 HANDSHAKE_S = 10.0
 """From connecting to the first frame: our own code sends it at once, so who takes longer is not ours."""
 _PEER = struct.Struct("3i")
@@ -43,7 +48,7 @@ async def listen(directory: Path, welcome: Welcome) -> asyncio.AbstractServer:
     """Make the directory, 0700, and listen in it."""
     listening = _bind(directory)
     try:
-        return await asyncio.get_running_loop().create_unix_server(lambda: _Greeting(welcome), sock=listening)
+        return await asyncio.get_running_loop().create_unix_server(partial(_Greeting, _Door(welcome)), sock=listening)
     except BaseException:
         listening.close()
         raise
@@ -99,11 +104,21 @@ class Frames(asyncio.Protocol):
         self._receiver.lost()
 
 
+@dataclass(slots=True)
+class _Door:
+    """What the greetings at one socket share."""
+
+    welcome: Welcome
+    greetings: int = 0
+    refused: int = 0
+
+
 class _Greeting(asyncio.Protocol):
     """A connection until its first frame, which says whose it is."""
 
-    def __init__(self, welcome: Welcome) -> None:
-        self._welcome = welcome
+    def __init__(self, door: _Door) -> None:
+        self._door = door
+        self._greeting = True
         self._reader = wire.FrameReader()
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
@@ -111,6 +126,9 @@ class _Greeting(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclass of it
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_S, self._refuse, "no hello in time")
+        self._door.greetings += 1
+        if self._door.greetings > GREETINGS:
+            self._refuse("too many connections that say nothing")
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -125,20 +143,27 @@ class _Greeting(asyncio.Protocol):
             self._refuse(f"{type(hello).__name__} before hello")
             return
         pid, user, _ = _PEER.unpack(self._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        reader = self._welcome(Caller(hello, pid, self._transport)) if user == os.getuid() else None
+        reader = self._door.welcome(Caller(hello, pid, self._transport)) if user == os.getuid() else None
         if reader is None:
             self._refuse(f"nobody expects {hello.role[:20]} {hello.id[:20]}")
             return
-        self._timer.cancel()
+        self._end()
         self._transport.set_protocol(reader)
         rest = self._reader.rest()
         if rest:
             reader.data_received(rest)
 
     def _refuse(self, problem: str) -> None:
-        log.warning("sandbox.refused", problem=problem)
-        self._timer.cancel()
+        self._door.refused += 1
+        if self._door.refused <= REFUSALS_TOLD:
+            log.warning("sandbox.refused", problem=problem, more="not told" if self._door.refused == REFUSALS_TOLD else "")
+        self._end()
         self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._timer.cancel()
+        self._door.greetings -= self._greeting
+        self._greeting = False

@@ -93,6 +93,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[wire.SandboxMessage] | None = None
         self._on_said: OnSaid | None = None
+        self._events = self._item_bytes = 0  # said in this attempt
         self._sent = 0
         self._reading = False  # an answer is being read from its file
         self._result_limit_bytes = 0
@@ -124,7 +125,7 @@ class Worker:
 
         Raises WorkerLost, ProtocolError; TimeoutError after `timeout_s`, when it still runs and is the caller's to kill.
         """
-        self._on_said = on_said
+        self._on_said, self._events, self._item_bytes = on_said, 0, 0
         try:
             answer = await self._call(message, len(message.data), timeout_s)
         finally:
@@ -175,12 +176,24 @@ class Worker:
         elif isinstance(message, wire.Result | wire.Failed | wire.Loaded | wire.LoadFailed):
             self._answer.set_result(message)
         elif isinstance(message, wire.Chunk | wire.Emit | wire.Metered):
-            if self._on_said is not None:
-                self._on_said(message)
+            self._hear(message)
         elif isinstance(message, wire.Spilled):
             self._read_spilled(message)
         else:
             self._break(f"sent {type(message).__name__}, which is no answer")
+
+    def _hear(self, message: wire.Chunk | wire.Emit | wire.Metered) -> None:
+        """What its own code refuses to say is refused here too, where somebody writes frames by hand: more than a stream holds would fill it."""
+        if isinstance(message, wire.Emit):
+            self._events += 1
+        elif isinstance(message, wire.Chunk):
+            self._item_bytes += len(message.data) + 1
+        if self._events > wire.EVENTS:
+            self._break(f"published more than {wire.EVENTS} events in one attempt")
+        elif self._item_bytes > self._result_limit_bytes:
+            self._break(f"sent items of more than {self._result_limit_bytes} bytes together")
+        elif self._on_said is not None:
+            self._on_said(message)
 
     def _read_spilled(self, message: wire.Spilled) -> None:
         limit_bytes = self._result_limit_bytes + SPILL_SLACK_BYTES

@@ -26,8 +26,6 @@ PROGRESS_CHARACTERS = 2000
 METERS = 20
 METER_CHARACTERS = 64
 EVENT_BYTES = 2**20 - 4096
-PUBLISHED = 1000
-"""Events that one attempt may publish: each is stored before the attempt may end."""
 
 
 class Retry(Exception):
@@ -179,8 +177,8 @@ class Context:
         if len(body) > EVENT_BYTES:
             raise ValueError(f"ctx.publish: the event has {len(body)} bytes; {EVENT_BYTES} at most")
         self._published += 1
-        if self._published > PUBLISHED:
-            raise ValueError(f"ctx.publish: an attempt may publish {PUBLISHED} events")
+        if self._published > wire.EVENTS:
+            raise ValueError(f"ctx.publish: an attempt may publish {wire.EVENTS} events")
         digest = hashlib.sha256(b"\0".join((subject.encode(), body))).hexdigest()[:16]
         self._say(wire.Emit(subject=subject, id=f"{self.invocation_id}.{self._published}.{digest}", data=body, content_type=kind))
 

@@ -78,12 +78,13 @@ class Stream(io.TextIOBase):
         self._buffer: io.BufferedWriter | None = None
 
     encoding = "utf-8"
+    line_buffering = True
     errors = "backslashreplace"
 
     @property
     def buffer(self) -> io.BufferedWriter:
         """For bytes: straight to the descriptor."""
-        if self._buffer is None:
+        if self._buffer is None or self._buffer.closed:  # what wraps it closes it when it is thrown away
             self._buffer = open(self._descriptor, "wb", closefd=False)  # noqa: SIM115  as long as the worker
         return self._buffer
 
@@ -114,12 +115,16 @@ class Stream(io.TextIOBase):
 
     def flush(self) -> None:
         """What was written as bytes; a line without its end waits for it, or for the end of the attempt."""
-        if self._buffer is not None:
+        if self._buffer is not None and not self._buffer.closed:
             self._buffer.flush()
+
+    def reconfigure(self, **how: object) -> None:
+        """Nothing is to be set: it is UTF-8, and goes line by line. For programs that make sure of it."""
 
     def end_line(self) -> None:
         """Pass on a line that has no end yet."""
-        self.flush()
+        with contextlib.suppress(OSError, ValueError):  # the descriptor may be closed
+            self.flush()
         if self._rest:
             rest, self._rest = self._rest, ""
             self._say(rest)

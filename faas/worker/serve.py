@@ -121,14 +121,20 @@ def serve(peer: Peer, directory: str) -> None:
                 return
             else:
                 raise wire.WireError(f"{type(message).__name__} out of turn")
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # a handler may have closed or replaced what it prints to
-                log.finish()
-                sys.stdout.flush()
+            log.finish()
+            _flush()
             if os.getpid() != own:
                 os._exit(0)  # a child that the handler forked and let return: the answer is its parent's to give
             peer.send(answer)
             if function is None:
                 return
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BaseException:  # the handler may have closed what it prints to, or put anything in its place: the answer stands
+        return
 
 
 def _load(message: wire.Load, directory: str, *, peer: Peer, calls: Calls) -> tuple[wire.SandboxMessage, loader.Handler | None]:

@@ -8,6 +8,7 @@ length prefix that claims more is an error before anything is allocated.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
@@ -28,6 +29,8 @@ Reason = Literal["error", "payload_invalid", "rejected_by_handler", "result_inva
 
 CHUNK_LIMIT_BYTES = 2**20 - 4096
 """The longest item of a stream, and the longest event that a handler publishes: read in one go, so that their order holds."""
+EVENTS = 1000
+"""So many events may one attempt publish: `ctx.publish` refuses more, and so does the node, for who writes frames of his own."""
 LOG_BYTES = 64 * 1024
 """Of what a function prints and logs in one attempt is passed on; the rest is dropped where it arises, and again by the node."""
 LOG_LINE_BYTES = 16
@@ -281,14 +284,22 @@ def read_spilled(spilled: Spilled, directory: str, limit_bytes: int) -> bytes:
     path = os.path.join(directory, spilled.file)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            body = file.read(spilled.size + 1)
+        try:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)  # a folder would have `open` fail and keep the descriptor
+            body = _read_whole(descriptor, spilled.size + 1) if regular else b""
+        finally:
+            os.close(descriptor)
         os.unlink(path)
     except OSError as error:
         raise WireError(f"spilled file {spilled.file!r}: {error.strerror}") from error
     if len(body) != spilled.size:
         raise WireError(f"spilled file {spilled.file!r} is not the {spilled.size} bytes that were announced")
     return body
+
+
+def _read_whole(descriptor: int, limit_bytes: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(limit_bytes)
 
 
 class FrameReader:

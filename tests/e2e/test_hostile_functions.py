@@ -87,6 +87,12 @@ HOSTILE: dict[str, tuple[str, str, str]] = {
         "failed",
         "error",
     ),
+    "steals": (
+        "import sys\nfrom faas.worker import wire\ndef handle(event):\n    peer = sys.stdout._log._send.__self__\n"
+        "    peer.send(wire.Emit(subject='hostile.good', id='order-17', data=b'1', content_type='a'))\n    return 1\n",
+        "failed",
+        "error",
+    ),
     "memory": ("def handle(event):\n    data = bytearray(900 * 2**20)\n    return len(data)\n", "crashed", "oom"),
 }
 
@@ -98,6 +104,8 @@ async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
     for name, (code, _, _) in HOSTILE.items():
         slow = '[limits]\ntimeout = "20s"\nmemory = "300MiB"\n' if name == "prints" else limits
         write_function(root / "functions", name, code, f'[[trigger]]\nsubject = "hostile.{name}"\n{slow}')
+    fills = "def handle(event, ctx):\n    for n in range(200):\n        ctx.publish('full.x', n)\n"
+    write_function(root / "functions", "fills", fills, '[[trigger]]\nsubject = "hostile.fills"\n')
     write_function(root / "functions", "good", "def handle(event: int):\n    return event + 1\n", '[[trigger]]\nsubject = "hostile.good"\n')
     async with running(root / "functions", root / "state") as started:
         await started.watch()
@@ -154,6 +162,25 @@ async def test_a_gigabyte_of_output_is_cut_and_said(node: Node) -> None:
         lines = [json.loads(line)["message"] for message in stored for line in message.data.splitlines()]
 
     assert sum(map(len, lines)) < 80_000
+
+
+@pytest.mark.timeout(60)
+async def test_no_function_can_take_the_id_of_somebody_elses_event(node: Node) -> None:
+    """Ids count in the whole stream: an event that comes after one of its own id would be dropped as a repetition."""
+    await node.event("hostile.steals", b"1", id="hostile-steals-again")
+    outcome = await node.event("hostile.good", b"1", id="order-17")
+
+    assert outcome.data == b"2"
+
+
+@pytest.mark.timeout(60)
+async def test_a_function_that_publishes_to_a_full_stream_fails_at_once(node: Node) -> None:
+    """Each of its events would wait on its own, while it holds a slot long after its end."""
+    await node.client.jetstream().add_stream(name="FULL", subjects=["full.>"], max_msgs=1, discard="new")
+    outcome = await node.event("hostile.fills", b"1", id="hostile-fills", wait_s=20)
+
+    assert end(outcome) == ("failed", "error")
+    assert "ctx.publish to full.x" in json.loads(outcome.data)["detail"]
 
 
 def can_limit_memory(node: Node) -> bool:
