@@ -325,3 +325,10 @@ async def test_a_state_folder_that_cannot_be_written_is_said(functions: Path, tm
     (tmp_path / "mounts").write_text("a file")
     with pytest.raises(EnvironmentFailed, match="cannot be copied to"):
         await Mounts(tmp_path / "mounts").stage(only(functions))
+
+
+def test_a_failed_mount_can_be_told_like_any_environment_that_failed() -> None:
+    """Whoever waits for an environment asks whose it is, and whether its builder was killed."""
+    failed: EnvironmentFailed = MountFailed("f", "assets", "is gone")
+
+    assert (failed.name, failed.detail, failed.interrupted) == ("f", "assets: is gone", False)
