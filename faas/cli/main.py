@@ -40,10 +40,11 @@ def _run() -> object:
     from faas.cli.verbs import application
 
     try:
-        return application()(print_error=False, exit_on_error=False)
+        return application()(sys.argv[1:], print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        typed = " ".join(["faas", *(error.command_chain or ())])
-        _fail("usage", f"{str(error).rstrip('.')}; `{typed} --help` says more", USAGE)
+        from faas.cli.usage import in_words
+
+        _fail("usage", in_words(error), USAGE)
 
 
 def _fail(code: str, detail: str, status: int) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mimetypes
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ State = Annotated[Path, Parameter(name="--state", help="State folder of the node
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 Data = Annotated[str | None, Parameter(help="The payload: text, @FILE, or - for standard input.", allow_leading_hyphen=True)]
 
+LIKE_AN_OPTION = re.compile(r"--[a-z][a-z-]*(=.*)?", re.DOTALL)
 DEFAULT_STATE = Path(".faas")
 WIDTH = 160
 """Of a table where it goes into a file or a pipe."""
@@ -58,6 +60,8 @@ def payload(data: str | None) -> tuple[bytes, str]:
     """(body, content type): JSON where it parses as JSON, else text; a file by its extension. Raises ConfigInvalid."""
     if data is None:
         return b"", ""
+    if LIKE_AN_OPTION.fullmatch(data) and "--" not in sys.argv:
+        raise ConfigInvalid(f"{data[:80]!r} is no option of this verb; data that begins like one stands behind --")
     if data == "-":
         return _guessed(sys.stdin.buffer.read())
     if data.startswith("@"):

@@ -53,8 +53,10 @@ Example: faas functions hello""",
     "faas.cli.doctor:doctor": """Say what is wrong with this machine and project, and what to type; with a function, what suits it.
 
 Examines NATS, uv, Docker, GPU and driver, disk, permissions, limits and isolation, profiles and locks, functions, and the node.
-Exits 1 where something is a problem. With a function: which profile, which mode (on demand or kept warm) and which limits suit
-it, by its usage records.
+
+Exits 1 where something is a problem.
+
+With a function: which profile, which mode (on demand or kept warm) and which limits suit it, by its usage records.
 
 Example: faas doctor hello""",
     "faas.cli.environments:lock": """Resolve a profile's requirements.in, or a function's dependencies, to a hash-locked file.
@@ -95,6 +97,11 @@ def overview() -> str:
 
     names = sorted(lines, key=lambda name: (name.startswith("-"), name))
     return "\n".join([f"Usage: faas VERB [--help]\n\n{textwrap.fill(ABOUT, width)}\n", *map(entry, names)])
+
+
+def verbs() -> list[str]:
+    """Every verb as it is typed."""
+    return [_name(target) for target in HELP]
 
 
 def application() -> App:

@@ -1,0 +1,64 @@
+"""Lines that cannot be understood: one sentence in the words of the verbs, never in those of the parser."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from faas.cli.main import main
+from faas.cli.usage import NOT_YET
+from faas.cli.verbs import verbs
+
+
+def said(line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr(sys, "argv", ["faas", *line])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (["invok"], "faas: there is no verb 'invok'; did you mean `faas invoke`?"),
+        (["--hepl"], "faas: there is no option '--hepl'; did you mean `faas --help`?"),
+        (["frobnicate"], "faas: there is no verb 'frobnicate'; `faas --help` lists what there is"),
+        (["dlq", "list"], "faas: `faas dlq` is not supported yet; `faas --help` lists what is"),
+        (["invoke"], "faas: invoke needs FUNCTION; `faas invoke --help` says more"),
+        (["new"], "faas: new needs NAME; `faas new --help` says more"),
+        (["invoke", "hello", "--timeout"], "faas: invoke: --timeout needs a value; `faas invoke --help` says more"),
+        (
+            ["invoke", "hello", "{name:", "Ada}"],
+            "faas: invoke: 'Ada}' is one argument too many; put quotes around what belongs together; `faas invoke --help` says more",
+        ),
+        (
+            ["invoke", "hello", "--timeot", "3s"],
+            "faas: invoke: there is no option '--timeot'; did you mean --timeout?; `faas invoke --help` says more",
+        ),
+        (
+            ["functions", "remove", "hello"],
+            "faas: functions: 'hello' is one argument too many; put quotes around what belongs together; `faas functions --help` says more",
+        ),
+    ],
+)
+def test_a_mistyped_line_is_told_with_what_to_type(
+    line: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first minutes with a command line are mostly these."""
+    assert said(line, monkeypatch, capsys) == sentence
+
+
+def test_a_mistyped_option_is_never_sent_as_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data may begin with a dash, and an event that nobody meant cannot be taken back."""
+    assert "'--asnyc' is no option" in said(["invoke", "hello", "--asnyc"], monkeypatch, capsys)
+    assert "no node runs" in said(["invoke", "hello", "--state", "/nowhere", "--", "--asnyc"], monkeypatch, capsys)
+    assert "no node runs" in said(["invoke", "hello", "-1", "--state", "/nowhere"], monkeypatch, capsys)
+
+
+def test_what_is_planned_is_no_verb_yet() -> None:
+    """Else a verb that works would be refused where another is mistyped."""
+    assert NOT_YET.isdisjoint(verbs())
