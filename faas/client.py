@@ -31,6 +31,7 @@ ANSWER_S = 3600.0
 """Without a timeout: the function's own clocks end a call long before, unless its node is gone."""
 SLACK_S = 5.0
 """Beyond a deadline: for the answer that says so."""
+LISTED = "`faas functions` lists what there is, and a node finds a new function when it starts"
 _NAME = re.compile(NAME_PATTERN)
 
 
@@ -123,7 +124,11 @@ class Client:
 
     async def outcome(self, ticket: Ticket, *, wait: str | float = "60s") -> Reply:
         """The outcome of a durable invocation, when it is there. Raises TimeoutError after `wait`."""
-        async with asyncio.timeout(_seconds(wait)), listening(self._connection, [ticket]) as heard:
+        if not isinstance(ticket, Ticket):
+            raise ConfigInvalid(
+                f"{str(ticket)[:80]!r} is no ticket; give what submit returned, or faas.Ticket(tenant, function, invocation)"
+            )
+        async with asyncio.timeout(_seconds(wait, "wait")), listening(self._connection, [ticket]) as heard:
             return await anext(reply async for _, reply in outcomes_of(self._connection, [ticket], heard))
 
     async def publish(
@@ -217,7 +222,7 @@ class Client:
         if invocation and not (invocation.isalnum() and invocation.isascii()):
             raise ConfigInvalid(f"{invocation[:80]!r} is no invocation; it has 26 letters and digits, as `faas invoke --async` prints them")
         subject = subjects.log(tenant, function, invocation or "*")
-        async for line in lines_of(self._connection, subject, follow=follow, since_s=None if since is None else _seconds(since)):
+        async for line in lines_of(self._connection, subject, follow=follow, since_s=None if since is None else _seconds(since, "since")):
             yield line
 
     async def functions(self, name: str = "") -> list[FunctionReport]:
@@ -267,7 +272,7 @@ def no_such_function(function: str, tenant: str | None, others: Iterable[str]) -
     of = f" of tenant {tenant}" if tenant is not None else ""
     if named := ", ".join(sorted(others)):
         return NoSuchFunction(f"no function {function}{of}; there is one of {named}: give --tenant {named.partition(',')[0]}")
-    return NoSuchFunction(f"no function {function}{of}; `faas functions` lists what there is")
+    return NoSuchFunction(f"no function {function}{of}; {LISTED}")
 
 
 def _check_name(function: str, tenant: str) -> None:
@@ -286,8 +291,8 @@ def _deadline(head: dict[str, str], timeout: str | float | None) -> float:
     return wait_s + SLACK_S
 
 
-def _seconds(duration: str | float) -> float:
+def _seconds(duration: str | float, what: str = "timeout") -> float:
     try:
         return float(Duration.parse(duration)) if isinstance(duration, str) else float(duration)
     except ValueError as error:
-        raise ConfigInvalid(f"timeout: {error}") from error
+        raise ConfigInvalid(f"{what}: {error}") from error

@@ -29,12 +29,16 @@ _HEADER_NAME = re.compile(r"[!-9;-~]+")  # printable ASCII but the colon
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Reply:
     """An outcome, or a synchronous answer: headers as received, body as bytes."""
 
     headers: Mapping[str, str]
     body: bytes
+
+    def __repr__(self) -> str:
+        kind, reason = self.headers.get("Content-Type", ""), f", reason={self.reason!r}" if self.reason else ""
+        return f"Reply(outcome={self.outcome!r}{reason}, {kind or 'no content type'}, {len(self.body)} bytes)"  # vectors fill a screen
 
     @property
     def outcome(self) -> str:

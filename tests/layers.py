@@ -144,9 +144,9 @@ def modules_below(root: Path, folder: str) -> dict[str, Module]:
 
 
 def imports(module: Module, names: dict[str, Module] | set[str]) -> Iterator[tuple[str, int, bool]]:
-    """(imported module, line, whether only inside a function), type-checking and lazy imports included."""
+    """(imported module, line, whether never when the module itself is imported: inside a function, or for type checkers alone)."""
     for node, around in module.nodes:
-        lazy = any(isinstance(at, Function) for at in around)
+        lazy = any(isinstance(at, Function) or (isinstance(at, ast.If) and ast.unparse(at.test) == "TYPE_CHECKING") for at in around)
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno, lazy) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
