@@ -57,7 +57,9 @@ class MessageTooLarge(FaasError):
     code = "message_too_large"
 
     def __init__(self, subject: str, *, size_bytes: int, limit_bytes: int) -> None:
-        super().__init__(f"{subject}: {size_bytes} bytes with headers, the bus takes {limit_bytes}")
+        super().__init__(
+            f"{subject}: {size_bytes} bytes with headers, the bus takes {limit_bytes}; [bus] max_payload of the node says how much"
+        )
         self.subject, self.size_bytes, self.limit_bytes = subject, size_bytes, limit_bytes
 
 

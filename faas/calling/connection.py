@@ -76,7 +76,8 @@ class Connection:
             message = await self.ask(subject, event.body, event.headers, wait_s=CONNECT_S + 2)
         except nats.errors.NoRespondersError:
             raise NoSuchFunction(
-                f"nothing takes {subject}: no function has a trigger for it; `faas functions` lists what there is"
+                f"nothing takes {subject}: no function has a trigger for it; `faas functions` lists what there is, "
+                "and a node finds a new one when it starts"
             ) from None
         except TimeoutError as error:
             raise BusUnavailable(
@@ -122,7 +123,8 @@ class Connection:
 @asynccontextmanager
 async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Connection]:
     """To the bus at `url`, else at FAAS_NATS, else to the node whose state folder this is. Raises ConfigInvalid, BusUnavailable."""
-    address = url or os.environ.get("FAAS_NATS") or _from_state(state)
+    given = url or os.environ.get("FAAS_NATS")
+    address = given or _from_state(state)
 
     said: list[str] = []
 
@@ -150,9 +152,8 @@ async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Conn
             async with asyncio.timeout(1):
                 await client.close()
         why = said[0] if said else str(error) or type(error).__name__
-        raise BusUnavailable(
-            f"no NATS at {address.rpartition('@')[2]}: {why.removeprefix('nats: ').strip(chr(39))}; is the node running?"
-        ) from error
+        hint = "is it running?" if given else f"the node of {state} was killed, or its machine stopped; start it with `faas up`"
+        raise BusUnavailable(f"no NATS at {address.rpartition('@')[2]}: {why.removeprefix('nats: ').strip(chr(39))}; {hint}") from error
     client.options |= {"max_reconnect_attempts": 60, "reconnect_time_wait": 1}
     try:
         yield connection

@@ -43,7 +43,9 @@ def lock(name: Name = None, *, folders: Folders = Folders(), json: Json = False)
         size = f", {format_size(report.download_bytes)} to download" if report.download_bytes else ""
         beside = f" beside those of {report.profile}" if report.function else ""
         changed = "written" if report.changed else "is as it was"
-        print(f"{report.function or report.profile}: {report.packages} packages{beside}{size}; {report.path} {changed}")
+        print(
+            f"{report.function or report.profile}: {report.packages} package{'' if report.packages == 1 else 's'}{beside}{size}; {report.path} {changed}"
+        )
     if targets.dependents and any(report.changed for report in reports):
         names = [function.spec.name for function in targets.dependents]
         advice = ", ".join(f"faas lock {one}" for one in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +39,7 @@ def logs(
 
 
 async def _logs(function: str, *, which: Which, where: Where, as_json: bool) -> int:
-    from faas.client import connect
+    from faas.client import LISTED, connect
     from faas.errors import BusUnavailable, NoSuchFunction
 
     seen = False
@@ -53,7 +54,9 @@ async def _logs(function: str, *, which: Which, where: Where, as_json: bool) -> 
             except BusUnavailable:
                 return 0  # no node to ask: there are no lines, and that is all that is known
             if not any((report.name, report.tenant) == (function, which.tenant) for report in known):
-                raise NoSuchFunction(f"no function {function} of tenant {which.tenant}; `faas functions` lists what there is")
+                raise NoSuchFunction(f"no function {function} of tenant {which.tenant}; {LISTED}")
+            if not as_json:
+                print(f"faas: {function} has printed and logged nothing that is kept", file=sys.stderr)
     return 0
 
 

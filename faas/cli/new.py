@@ -78,7 +78,7 @@ def _next(folder: Path, name: str, functions: Path) -> list[tuple[str, str]]:
     event = json.loads((folder / "example_event.json").read_bytes())
     data = quote(json.dumps(event["data"]))
     return [
-        (f"python -m pytest {quote(str(folder))}", "run its test, without a node"),
+        (f"python -m pytest {quote(str(folder))}", "run its test, without a node (needs pytest)"),
         (f"faas demo --only {name}{option}", "run its example event on a node of its own"),
         (f"faas up{option}", "run a node; in another terminal:"),
         (f"faas publish {event['subject']} {data} --wait", "an event, and what came of it"),

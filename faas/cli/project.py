@@ -60,7 +60,7 @@ def _profile(profile: RuntimeProfile) -> Finding:
     if made_on is not None and made_on[1].decode() != interpreter.version:
         detail = f"its lock was made on Python {made_on[1].decode()} and runs on {interpreter.version}: a package may have no wheel for it"
         return warning(name, detail, f"faas build {profile.name}")
-    return ok(name, f"{len(lock.pins)} packages locked, Python {interpreter.version}")
+    return ok(name, f"{len(lock.pins)} package{'' if len(lock.pins) == 1 else 's'} locked, Python {interpreter.version}")
 
 
 def config(file: Path) -> Iterable[Finding]:

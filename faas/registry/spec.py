@@ -43,7 +43,9 @@ def read_functions(folder: Path, profiles: Mapping[str, RuntimeProfile], *, moun
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise SpecInvalid(
-            str(folder), "", f"the functions folder cannot be read: {error.strerror}; choose another with --functions DIR"
+            str(folder),
+            "",
+            f"the functions folder cannot be read: {error.strerror}; `faas new NAME` makes a function, --functions DIR chooses another folder",
         ) from error
     functions: dict[tuple[str, str], FunctionVersion] = {}
     reading = Reading([], [], [])

@@ -164,3 +164,13 @@ async def test_one_id_is_one_event_on_each_subject_and_may_be_waited_for_again(t
                 "",
             )
         assert await command("publish", "life.echo", "1", "--id", "same", "--wait", *state) == (0, "echo: succeeded: 1\n", "")
+
+
+async def test_a_node_that_was_killed_is_told_with_what_to_type(tmp_path: Path) -> None:
+    """Its node.json is still there, and names an address where nobody listens."""
+    (tmp_path / "node.json").write_text(json.dumps({"nats": "nats://secret@127.0.0.1:1", "pid": 1}))
+    code, _, err = await command("functions", "--state", str(tmp_path), environ={"FAAS_NATS": ""})
+
+    assert code == 1
+    assert "was killed, or its machine stopped; start it with `faas up`" in err
+    assert "secret" not in err

@@ -281,6 +281,24 @@ async def test_logs_prints_the_lines_of_one_invocation(node: Node, client: Clien
     assert "50% half" in lines[2]
 
 
+async def test_logs_of_a_silent_function_say_that_there_are_none(node: Node) -> None:
+    """No line at all looks like a verb that does not work."""
+    code, out, err = await command("logs", "square", "--nats", node.info["nats"])
+
+    assert (code, out) == (0, "")
+    assert "square has printed and logged nothing" in err
+    assert await command("logs", "square", "--json", "--nats", node.info["nats"]) == (0, "", "")
+
+
+async def test_an_invocation_id_is_no_ticket(client: Client) -> None:
+    """It is what `faas invoke --async` prints, so it is what people give; a ticket also says whose it is."""
+    ticket = await client.submit("square", 12)
+
+    with pytest.raises(ConfigInvalid, match=r"give what submit returned, or faas\.Ticket"):
+        await client.outcome(ticket.invocation)  # type: ignore[arg-type]
+    assert (await client.outcome(faas.Ticket("default", "square", ticket.invocation))).result == 144
+
+
 async def test_logs_follow_prints_lines_of_a_running_function(node: Node, client: Client) -> None:
     """`faas logs -f` in one terminal, events in another."""
     process = await asyncio.create_subprocess_exec(
@@ -304,7 +322,7 @@ async def test_logs_follow_prints_lines_of_a_running_function(node: Node, client
         (("logs", "nosuch"), 1, "no function nosuch"),
         (("logs", "No Such"), 1, "a name begins with"),
         (("logs", "talks", "--invocation", "a.b"), 2, "is no invocation"),
-        (("logs", "talks", "--since", "soon"), 2, "soon"),
+        (("logs", "talks", "--since", "soon"), 2, "since: 'soon'"),
         (("invoke", "count", "3", "--stream", "--async"), 2, "give one of the two"),
     ],
 )

@@ -55,3 +55,16 @@ async def test_a_binary_result_is_shown_by_its_kind_and_size(tmp_path: Path) -> 
     assert code == 0
     assert first.startswith("hello ")
     assert "image/png, 2 KiB" in second
+
+
+async def test_a_function_without_an_example_is_left_out(tmp_path: Path) -> None:
+    """It has nothing to be shown with; an empty event that it refuses would be a failure of nobody's."""
+    write(tmp_path, "hello", "def handle(event):\n    return 'hi'\n", {"data": 1})
+    write_function(tmp_path, "plain", "def handle(event: dict):\n    return event\n")
+
+    code, out = await demo(tmp_path)
+    alone, _, err = await command("demo", "--functions", str(tmp_path), "--only", "plain", wait_s=50)
+
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert alone == 2
+    assert "plain has no example_event.json" in err
