@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import Data, Json, Payload, Where, headers, payload, print_body, print_item, print_json, say_error
+from faas.cli.options import Data, Json, Payload, Where, harmless, headers, payload, print_body, print_item, print_json, say_error
 from faas.errors import ConfigInvalid, InvocationFailed
 from faas.units import Duration
 
@@ -167,4 +167,4 @@ async def _stream(function: str, body: bytes, head: dict[str, str], *, call: Cal
 def _print_failure(function: str, failure: InvocationFailed, *, as_json: bool) -> None:
     say_error(failure.code, f"{function}: {failure}", json=as_json)
     if failure.traceback and not as_json:
-        print(failure.traceback.rstrip(), file=sys.stderr)
+        print(harmless(failure.traceback.rstrip()), file=sys.stderr)

@@ -101,7 +101,12 @@ def asks_for_json(arguments: Sequence[str]) -> bool:
 
 def say_error(code: str, detail: str, *, json: bool) -> None:
     """An error on standard error: a sentence for people, or one line of JSON for programs."""
-    print(json_line({"error": code, "detail": detail}) if json else f"faas: {detail}", file=sys.stderr)
+    print(json_line({"error": code, "detail": detail}) if json else f"faas: {harmless(detail)}", file=sys.stderr)
+
+
+def harmless(text: str) -> str:
+    """Text of a function's, for a terminal: what would move its cursor or set its title stands as an escape."""
+    return "".join(ch if ch.isprintable() or ch in "\n\t" else ch.encode("unicode_escape").decode() for ch in text)
 
 
 def readable(path: Path, option: str) -> Path:

@@ -220,7 +220,9 @@ class _Installation:
 
     async def _install(self, *arguments: str) -> None:
         self.report("resolving")
-        await self._run("pip", *arguments, "--require-hashes", "--compile-bytecode")
+        await self._run(
+            "pip", *arguments, "--require-hashes", "--no-build", "--compile-bytecode"
+        )  # what is built from source runs code of its own here
 
     async def _run(self, *arguments: str) -> None:
         await run_uv(self.uv or find_uv(self.whose.name), arguments, folder=self.folder, on_line=self._hear)

@@ -16,7 +16,7 @@ from pathlib import Path
 from faas.environments.failure import failed, of_function
 from faas.environments.installer import InstallerFailed, find_sources, find_uv, plain_name
 from faas.environments.interpreter import find_interpreter
-from faas.environments.lockfile import LockFile, Pin, parse_lock, read_function_lock, read_lock
+from faas.environments.lockfile import LockFile, Pin, parse_lock, read_function_lock, read_lock, stray_line
 from faas.environments.resolution import LockReport, Resolution, header, replace
 from faas.errors import EnvironmentFailed
 from faas.model import FunctionVersion, RuntimeProfile
@@ -42,7 +42,10 @@ def problem_of(function: FunctionVersion, profile: RuntimeProfile) -> str:
         return ""
     if not function.lock:
         return f"not locked yet; type: faas lock {name}"
-    if read_function_lock(function).source_sha256 != dependencies_digest(function, read_lock(profile).data):
+    lock = read_function_lock(function)
+    if stray := stray_line(lock):
+        return f"the lock has a line that `faas lock` does not write, {stray[:80]!r}; type: faas lock {name}"
+    if lock.source_sha256 != dependencies_digest(function, read_lock(profile).data):
         return f"the lock was made from other dependencies, or against another lock of the profile {profile.name}; type: faas lock {name}"
     return ""
 

@@ -52,12 +52,20 @@ def explain(error: InstallerFailed, whose: Whose, interpreter: Interpreter, *, a
     mismatch = re.search(r"Hash mismatch for `([^`]+)`", output)
     network = re.search(r"(?:Failed to fetch|error sending request|Could not connect|dns error|timed out)", output)
     unlocked = re.search(r"(?:no hashes were provided|have a hash|no hashes|--require-hashes)", output)
+    source_only = re.search(r"(?:Wheels are required for|attempted to build|Distribution) `([A-Za-z0-9][\w.-]*)", output)
+    if not re.search(r"--no-build|source distributions is disabled", output):
+        source_only = None
     if error.signal:
         sentence = f"the build was killed by {signal_name(error.signal)}; where memory ran out, free some, and try again"
     elif uncovered is not None:
         sentence = (
             f"{lock} does not cover {here}: there is no wheel of {uncovered[1]} {uncovered[2]} for it; "
             f"run the node on a Python that the lock covers, or change {uncovered[1]} in {whose.source} and type: faas lock {whose.name}"
+        )
+    elif source_only is not None:
+        sentence = (
+            f"{source_only[1]} has no wheel for {here}, and nothing is built from source, which would run its code on the node; "
+            f"ask for a version that has one in {whose.source}, or build one into a find-links folder of pip"
         )
     elif mismatch is not None:
         sentence = (

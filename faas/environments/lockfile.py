@@ -23,6 +23,10 @@ _PIN = re.compile(
     r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;\\]+)\s*(?:;\s*(?P<marker>[^\\\n]*?))?\s*(?:--hash=\S+\s*?)*\\?$",
     re.MULTILINE,
 )
+_LOCKED = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*==[^\s;\\]+(?:\s*;(?:(?!--)[^\\])*?)?(?:\s+--hash=sha256:[0-9a-f]{64})+\s*",
+    re.ASCII,
+)
 
 
 class Pin(msgspec.Struct, frozen=True):
@@ -91,6 +95,12 @@ def parse_lock(data: bytes) -> LockFile:
         source_sha256=header.get(SOURCE_KEY, ""),
         download_bytes=int(size) if size.isdecimal() else 0,
     )
+
+
+def stray_line(lock: LockFile) -> str:
+    """The first line that is no exact version with its hashes: an option, a URL or a path, which whoever edits a lock could have a node follow."""
+    lines = re.sub(rb"\\\r?\n", b" ", lock.data).decode().splitlines()
+    return next((line for line in lines if line.strip() and not line.startswith("#") and not _LOCKED.fullmatch(line)), "")
 
 
 def source_digest(profile: RuntimeProfile) -> str:

@@ -75,7 +75,17 @@ class Resolution:
     async def _compile(self, *arguments: str) -> None:
         await run_uv(
             self.uv,
-            ("pip", "compile", "--quiet", "--no-header", "--python", self.interpreter.executable, *self.sources.arguments, *arguments),
+            (
+                "pip",
+                "compile",
+                "--quiet",
+                "--no-header",
+                "--no-build",
+                "--python",
+                self.interpreter.executable,
+                *self.sources.arguments,
+                *arguments,
+            ),
             folder=self.scratch,
         )
 

@@ -22,6 +22,7 @@ FUNCTIONS: dict[str, tuple[str, str]] = {
         '[[trigger]]\nsubject = "exits.double"\n[output]\npublish = "exits.doubled"\n',
     ),
     "raises": ("def handle(event):\n    raise ValueError('no such picture')\n", '[[trigger]]\nsubject = "exits.raises"\n'),
+    "titles": ("def handle(event):\n    raise ValueError('\\x1b]0;owned\\x07\\x1b[2Jgone')\n", ""),
     "rejects": ("import faas\ndef handle(event):\n    raise faas.Reject('not a picture')\n", '[[trigger]]\nsubject = "exits.rejects"\n'),
     "hangs": (
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ndef handle(event):\n    while True:\n        pass\n",

@@ -80,3 +80,12 @@ async def test_a_list_of_functions_is_text_and_not_markup(node: Node) -> None:
     assert code == 0
     assert "exits.fast (at most once)" in out
     assert "…" not in out
+
+
+async def test_what_a_function_says_does_not_command_the_terminal(node: Node) -> None:
+    """A message of a stranger's code would set its title, clear it, or type into it."""
+    code, out, err = await command("invoke", "titles", "1", "--nats", node.info["nats"])
+
+    assert (code, out) == (1, "")
+    assert r"\x1b]0;owned\x07\x1b[2Jgone" in err
+    assert all(ch.isprintable() or ch == "\n" for ch in err)

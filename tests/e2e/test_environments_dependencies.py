@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from faas.environments.build import Builder, BuildProgress, overlay_digest
 from faas.environments.dependencies import dependencies_digest, lock_function, problem_of
 from faas.environments.lock import lock
-from faas.environments.lockfile import SOURCE_KEY, parse_lock, read_lock, source_path
+from faas.environments.lockfile import SOURCE_KEY, lock_path, parse_lock, read_lock, source_path
 from faas.errors import EnvironmentFailed
 from faas.model import FunctionSpec, FunctionVersion, RuntimeProfile
 
@@ -242,3 +244,25 @@ async def test_a_build_that_was_killed_says_by_what(profile: RuntimeProfile, tmp
             await builder.ensure(profile)
 
     assert caught.value.interrupted
+
+
+async def test_a_lock_edited_by_hand_runs_nothing_on_the_node(profile: RuntimeProfile, builder: Builder, tmp_path: Path) -> None:
+    """Building from source runs the package's own code as the node, outside of every sandbox."""
+    backend = f"open({str(tmp_path / 'ran')!r}, 'w')\nget_requires_for_build_wheel = lambda *a, **k: []\n"
+    project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "evil"\nversion = "1.0"\n'
+    archive = tmp_path / "evil-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, text in (("backend.py", backend), ("pyproject.toml", project), ("PKG-INFO", "Name: evil\nVersion: 1.0\n")):
+            member = tarfile.TarInfo(f"evil-1.0/{name}")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    by_url = by_hand(profile, "evil", f"evil @ {archive.as_uri()} --hash=sha256:{digest}\n")
+    source_path(profile).write_text(f"evil @ {archive.as_uri()}\n")
+    lock_path(profile).write_text(f"evil @ {archive.as_uri()} --hash=sha256:{digest}\n")
+
+    with pytest.raises(EnvironmentFailed, match="nothing is built from source"):
+        await builder.ensure(profile)
+    with pytest.raises(EnvironmentFailed):
+        await builder.ensure_overlay(by_url, profile)
+    assert not (tmp_path / "ran").exists()

@@ -13,7 +13,7 @@ from faas.environments.failure import explain, of_profile
 from faas.environments.installer import InstallerFailed, child_environ, fits, wheel_folders
 from faas.environments.interpreter import Interpreter, find_interpreter, own_interpreter
 from faas.environments.lock import parse_source
-from faas.environments.lockfile import Pin, is_stale, lock_path, parse_lock, read_lock, source_digest, source_path
+from faas.environments.lockfile import Pin, is_stale, lock_path, parse_lock, read_lock, source_digest, source_path, stray_line
 from faas.environments.profile import load_profiles, shipped_runtimes
 from faas.errors import EnvironmentFailed
 from faas.model import ProfileLimits, ProfilePool, RuntimeProfile
@@ -199,6 +199,11 @@ async def test_a_shim_without_a_version_behind_it_is_passed_over(tmp_path: Path,
         ("  cause: Failed to fetch: https://example.org/simple/six/", "a package index did not answer"),
         ("error: failed to write: No space left on device (os error 28)", "the disk is full"),
         ("error: In `--require-hashes` mode, all requirements must have a hash, but none were provided for: six==1", "type: faas lock ai"),
+        (
+            "error: No solution found when resolving dependencies\n\nhint: Wheels are required for `docopt` because building from source is disabled "
+            "for all packages (i.e., with `--no-build`)",
+            "docopt has no wheel for Python 3.11 on linux-x86_64, and nothing is built from source",
+        ),
         ("error: something new", "its last lines say why"),
     ],
 )
@@ -217,3 +222,36 @@ def test_a_wheel_that_is_nowhere_to_be_had_is_named() -> None:
     )
 
     assert "no find-links folder of pip has torch 2.13.0+cpu for Python 3.11 on linux-x86_64" in detail
+
+
+HASH = f"--hash=sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--find-links /tmp",
+        "-r /etc/passwd",
+        "-e .",
+        f"evil @ file:///tmp/evil.tar.gz {HASH}",
+        f"https://example.org/evil.whl {HASH}",
+        f"./evil.tar.gz {HASH}",
+        "six==1.17.0",
+        "six==1.17.0 --hash=md5:00",
+        f"six>=1 {HASH}",
+        f"six==1 ; --index-url=https://example.org {HASH}",
+        f"six==1 {HASH} --index-url=https://example.org",
+        f"six==1 \\\n    {HASH} \\\n    -r /etc/passwd",
+    ],
+)
+def test_a_line_that_faas_lock_does_not_write_is_found(line: str) -> None:
+    """Whoever deploys a function writes its lock: options, URLs and paths in it would be followed by the node."""
+    assert stray_line(parse_lock(f"# by hand\n\n{line}\n".encode()))
+
+
+def test_what_faas_lock_writes_is_no_stray_line() -> None:
+    """Markers, several hashes, and the line ends of an editor on Windows."""
+    text = f"# head\nsix==1.17.0 \\\n    {HASH} \\\n    {HASH}\ncolorama==0.4.6 ; sys_platform == 'win32' \\\n    {HASH}\n"
+
+    assert stray_line(parse_lock(text.encode())) == ""
+    assert stray_line(parse_lock(text.replace("\n", "\r\n").encode())) == ""
