@@ -6,14 +6,17 @@ The same event for the same function is the same invocation on any node, at any 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
+import msgspec
 import structlog
 
 from faas.bus.cloudevents import decode
 from faas.bus.connection import Message
 from faas.bus.pull import Delivery
+from faas.bus.schedules import due_of, event_head, is_due
 from faas.identity import invocation_id, random_invocation_id
-from faas.model import Control, Event, EventInvalid, FunctionVersion, Invocation
+from faas.model import Control, Due, Event, EventInvalid, FunctionVersion, Invocation
 
 log = structlog.get_logger()
 
@@ -25,12 +28,20 @@ _MISTAKES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError
 
 def of_delivery(delivery: Delivery, function: FunctionVersion) -> Invocation | EventInvalid:
     """The invocation that a stored event is for this function."""
-    event_id = f"{delivery.sequence}.{delivery.stored_at_ns}"
-    decoded = _decoded(delivery, source=delivery.stream, event_id=event_id)
+    due, headers = None, delivery.headers
+    event_id, source = f"{delivery.sequence}.{delivery.stored_at_ns}", delivery.stream
+    if is_due(delivery.subject):
+        due = due_of(delivery.headers)
+        if due is None:
+            return EventInvalid("it is on faas.due, and its headers do not say which invocation it is")
+        event_id, source, headers = due.event_id, due.source, dict(event_head(delivery.headers))
+    decoded = _decoded(delivery, headers, source=source, event_id=event_id)
     if isinstance(decoded, EventInvalid):
         return decoded
     event, control = decoded
     spec = function.spec
+    if due is not None:
+        return _due_invocation(due, function, event, control=control)
     return _invocation(
         invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id),
         function,
@@ -42,10 +53,27 @@ def of_delivery(delivery: Delivery, function: FunctionVersion) -> Invocation | E
     )
 
 
+def _due_invocation(due: Due, function: FunctionVersion, event: Event, *, control: Control) -> Invocation:
+    """One that waited outside its delivery: its id and its age are those that it had. A redriven one may succeed however old it is."""
+    if due.redrive_of:
+        control = msgspec.structs.replace(control, deadline_at=None)
+    invocation = _invocation(
+        due.invocation,
+        function,
+        event,
+        control=control,
+        age_s=max(0.0, time.time() - due.first_seen),
+        patience_s=function.spec.limits.queue_timeout_s,
+        first=due.attempt == 0,
+    )
+    invocation.due = due
+    return invocation
+
+
 def of_message(message: Message, function: FunctionVersion, *, answered: bool) -> Invocation | EventInvalid:
     """The invocation of an event that nothing stores; `answered` says that somebody waits for its end."""
     random_id = random_invocation_id()
-    decoded = _decoded(message, source="", event_id=random_id)
+    decoded = _decoded(message, message.headers, source="", event_id=random_id)
     if isinstance(decoded, EventInvalid):
         return decoded
     event, control = decoded
@@ -62,9 +90,11 @@ def without_event(function: FunctionVersion) -> Invocation:
     return _invocation(random_id, function, event, control=Control(), age_s=0.0, patience_s=SYNCHRONOUS_WAIT_S)
 
 
-def _decoded(message: Delivery | Message, *, source: str, event_id: str) -> tuple[Event, Control] | EventInvalid:
+def _decoded(
+    message: Delivery | Message, headers: Mapping[str, str] | None, *, source: str, event_id: str
+) -> tuple[Event, Control] | EventInvalid:
     try:
-        return decode(message.headers, message.data, source=source, event_id=event_id)
+        return decode(headers, message.data, source=source, event_id=event_id)
     except _MISTAKES as error:  # ours, in reading what anyone may write: redelivered, it would be made again for ever
         log.exception("event.not_decoded", subject=message.subject, event_id=event_id)
         return EventInvalid(f"this node fails to decode it: {type(error).__name__}")

@@ -23,9 +23,11 @@ from faas.accounting.records import UsageRecords
 from faas.budget.prices import PriceTable
 from faas.bus import streams
 from faas.bus.connection import Bus, Message
+from faas.bus.letters import Letters
 from faas.bus.logs import LogLine, LogLines, rfc3339
 from faas.bus.outcomes import Outcomes
 from faas.bus.pull import Heartbeats
+from faas.bus.schedules import Schedules
 from faas.bus.server import EmbeddedServer
 from faas.bus.service import Service
 from faas.bus.speech import Speech
@@ -158,7 +160,7 @@ class _Node:
                     config.pool, backend, build, build_overlay=build_overlay, stage=mounts.stage, result_limit_bytes=limit_bytes
                 )
             )
-            dispatcher = _dispatcher(config, outcomes, pool=pool, speech=speech, usage=usage, captured=captured)
+            dispatcher = _dispatcher(config, bus, outcomes, pool=pool, speech=speech, usage=usage, captured=captured)
             heartbeats = await stack.enter_async_context(Heartbeats.open(config.bus.ack_wait_s))
             service = await stack.enter_async_context(Service.open(bus, node=config.node, version=__version__))
             intake = await stack.enter_async_context(
@@ -249,13 +251,14 @@ class _Node:
 
 
 def _dispatcher(
-    config: Config, outcomes: Outcomes, *, pool: WorkerPool, speech: Speech, usage: UsageRecords, captured: dict[str, str]
+    config: Config, bus: Bus, outcomes: Outcomes, *, pool: WorkerPool, speech: Speech, usage: UsageRecords, captured: dict[str, str]
 ) -> Dispatcher:
     prices = config.prices
     table = PriceTable(version=prices.version, cpu_hour=prices.cpu_hour, gib_hour=prices.gib_hour, gpu_hour=prices.gpu_hour)
     billing = Billing(table, node=config.node, bill_loading=prices.bill_loading)
     attempts = Attempts(pool, billing, speech, result_limit_bytes=outcomes.result_limit_bytes)
-    return Dispatcher(attempts, outcomes, speech=speech, usage=usage, captured=captured)
+    letters, schedules = Letters(bus), Schedules(bus)
+    return Dispatcher(attempts, outcomes, letters=letters, schedules=schedules, speech=speech, usage=usage, captured=captured)
 
 
 def _environments(config: Config) -> Environments:

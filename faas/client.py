@@ -21,6 +21,7 @@ from nats.aio.client import Client as NatsClient
 from faas import subjects
 from faas.calling.connection import CONNECT_S, PAUSE_S, QUESTION_S, Connection, open_connection
 from faas.calling.flows import LogLine, in_order, items_of, lines_of
+from faas.calling.letters import Letter, Which, letters, redrive, remove
 from faas.calling.outcomes import listening, outcomes_of
 from faas.envelope import Outgoing, Published, Reply, Ticket, check_size, completed, encode, outgoing
 from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
@@ -117,7 +118,7 @@ class Client:
         _check_name(function, tenant)
         event = outgoing(subjects.submit(tenant, function), data, headers or {}, id=id)
         try:
-            await self._connection.store(subjects.submit(tenant, function), event)
+            await self._connection.store(subjects.submit(tenant, function), event.body, event.headers)
         except NoSuchFunction:
             raise await self._no_such(function, tenant) from None
         return event.ticket(tenant, function)
@@ -141,7 +142,7 @@ class Client:
         if (problem := subjects.problem_with(subject)) is not None:
             raise ConfigInvalid(f"{subject[:80]!r} cannot be published to: {problem}")
         if stored:
-            return Published(event.id, await self._connection.store(subject, event))
+            return Published(event.id, await self._connection.store(subject, event.body, event.headers))
         check_size(subject, event.body, event.headers, limit_bytes=self._connection.nats.max_payload)
         try:
             await self._connection.nats.publish(subject, event.body, headers=dict(event.headers))
@@ -224,6 +225,38 @@ class Client:
         subject = subjects.log(tenant, function, invocation or "*")
         async for line in lines_of(self._connection, subject, follow=follow, since_s=None if since is None else _seconds(since, "since")):
             yield line
+
+    def letters(
+        self,
+        function: str = "",
+        *,
+        tenant: str = "default",
+        invocations: Iterable[str] = (),
+        since: str | float | None = None,
+        until: str | float | None = None,
+    ) -> AsyncIterator[Letter]:
+        """The dead letters of a function, or of all of a tenant, oldest first; `since` and `until` ("1h", or seconds) are before now."""
+        if function:
+            _check_name(function, tenant)
+        which = Which(
+            tenant=tenant,
+            function=function,
+            invocations=tuple(invocations),
+            since_s=None if since is None else _seconds(since),
+            until_s=None if until is None else _seconds(until),
+        )
+        return letters(self._connection, which)
+
+    async def redrive(self, letter: Letter) -> Ticket:
+        """Have the event of a dead letter run again: the same event, a new invocation, whose age starts now. The letter goes.
+
+        Raises ConfigInvalid for one that cannot be redriven.
+        """
+        return Ticket(letter.tenant, letter.function, await redrive(self._connection, letter))
+
+    async def bury(self, letter: Letter) -> None:
+        """Throw a dead letter away for good."""
+        await remove(self._connection, letter)
 
     async def functions(self, name: str = "") -> list[FunctionReport]:
         """Every function of every node, the invalid ones with what is wrong, by tenant and name; with a `name`, those of that name in full."""

@@ -22,12 +22,14 @@ import structlog
 from faas import admission
 from faas.accounting.records import UsageRecords
 from faas.bus.connection import Message, NoStream
-from faas.bus.outcomes import Outcomes, StoredAttempts, StoredOutcome, event_id_header, latest_records
+from faas.bus.letters import Letters
+from faas.bus.outcomes import Outcomes, StoredAttempts, StoredOutcome, latest_records
 from faas.bus.pull import Delivery
+from faas.bus.schedules import SCHEDULE_BEYOND_S, Schedules, event_head, message_id_of
 from faas.bus.speech import Speech
 from faas.errors import BusUnavailable, StoreRefused
 from faas.identity import invocation_id
-from faas.model import Ended, EventInvalid, FunctionVersion, Invocation, Outcome, Phases
+from faas.model import Due, Ended, EventInvalid, FunctionVersion, Invocation, Outcome, Phases
 from faas.pool.attempt import Attempt, Attempts
 from faas.pool.lease import Draining
 from faas.scheduling import retry
@@ -45,9 +47,6 @@ REDELIVERED_SOON_S = 1.0
 LAST_START_S = 1.0
 """A back-off is cut so far before the moment after which the invocation is no longer started: its last attempt can then still begin."""
 
-DETAIL_CHARACTERS = 500
-"""Of what a dead letter tells beside its event."""
-
 BUS_RETRY_S = 0.25
 """Between two tries to write an end; a try on a bus that is away takes its own timeout first."""
 
@@ -59,8 +58,19 @@ class _Billable(msgspec.Struct):
 class Dispatcher:
     """Turns events into outcomes. One per node; every method may run many times at once."""
 
-    def __init__(self, attempts: Attempts, outcomes: Outcomes, *, speech: Speech, usage: UsageRecords, captured: dict[str, str]) -> None:
+    def __init__(
+        self,
+        attempts: Attempts,
+        outcomes: Outcomes,
+        *,
+        letters: Letters,
+        schedules: Schedules,
+        speech: Speech,
+        usage: UsageRecords,
+        captured: dict[str, str],
+    ) -> None:
         self._attempts = attempts
+        self._letters, self._schedules = letters, schedules
         self._speech = speech
         self._outcomes = outcomes
         self._usage = usage
@@ -95,9 +105,9 @@ class Dispatcher:
     async def _history(self, delivery: Delivery, invocation: Invocation) -> tuple[StoredOutcome | None, StoredAttempts]:
         """What is stored of an invocation already. An event whose id is its place in the stream cannot have been seen before its first delivery."""
         tried = StoredAttempts()
-        if delivery.num_delivered == 1 and not invocation.event.explicit_id and not delivery.may_repeat:
+        if delivery.num_delivered == 1 and not invocation.event.explicit_id and not delivery.may_repeat and invocation.due is None:
             return None, tried
-        redelivered = delivery.num_delivered > 1
+        redelivered = delivery.num_delivered > 1 or invocation.due is not None
         key = (invocation.function.spec.tenant, invocation.function.spec.name, invocation.id)
         # Attempts of a first delivery too: its publish may be a repetition, while the first one is in its back-off.
         outcome, tried = await asyncio.gather(
@@ -126,8 +136,27 @@ class Dispatcher:
             return True
         await self._usage.add(*invocation.function.key, *_records_of(attempt))
         log.info("attempt.repeated", **_names(invocation), reason=attempt.ended.reason, attempt=outcome.attempt, delay_s=round(delay_s, 3))
-        await delivery.nak(delay_s)
+        if delay_s > SCHEDULE_BEYOND_S and await self._schedule(delivery, invocation, outcome.attempt, delay_s=delay_s):
+            await delivery.ack_sync()  # lost, it would be tried again at once beside the one that waits
+        else:
+            await delivery.nak(delay_s)
         return True
+
+    async def _schedule(self, delivery: Delivery, invocation: Invocation, attempt: int, *, delay_s: float) -> bool:
+        """Have the invocation come again by a schedule, with what its place in the stream told."""
+        was, event, now = invocation.due, invocation.event, time.time()
+        due = Due(
+            invocation=invocation.id,
+            first_seen=was.first_seen if was is not None else delivery.stored_at,
+            event_id=event.id,
+            source=event.source,
+            subject=was.subject if was is not None else delivery.subject,
+            message_id=was.message_id if was is not None else message_id_of(delivery.headers),
+            redrive_of=was.redrive_of if was is not None else "",
+            attempt=attempt,
+        )
+        head = event_head(delivery.headers)
+        return await self._schedules.retry(*invocation.function.key, due, at=now + delay_s, headers=head, body=delivery.data)
 
     async def _settle(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, *, tried: StoredAttempts) -> StoredOutcome:
         """Publish `[output]`, then the outcome under its guard; where another was stored first, that one holds."""
@@ -169,11 +198,11 @@ class Dispatcher:
         if invocation.control.reply_to:
             await self._outcomes.forward(invocation.control.reply_to, outcome)
         if outcome.outcome not in ("succeeded", "cancelled") and invocation.function.spec.retry.dead_letter:
-            await self._bury(
+            await self._letters.bury(
                 delivery,
-                invocation.function,
+                invocation.function.key,
                 letter_id=invocation.id,
-                event_id=invocation.event.id,
+                invocation=invocation,
                 outcome=outcome.outcome,
                 reason=outcome.reason,
             )
@@ -192,30 +221,10 @@ class Dispatcher:
         log.warning("event.invalid", tenant=spec.tenant, function=spec.name, subject=delivery.subject, detail=invalid.detail)
         letter = invocation_id(spec.tenant, spec.name, source=delivery.stream, event_id=event_id)
         if spec.retry.dead_letter:
-            await self._bury(
-                delivery, function, letter_id=letter, event_id=event_id, outcome="rejected", reason="event_invalid", detail=invalid.detail
+            await self._letters.bury(
+                delivery, function.key, letter_id=letter, invocation=None, outcome="rejected", reason="event_invalid", detail=invalid.detail
             )
         await delivery.term(f"event_invalid: {invalid.detail}")
-
-    async def _bury(
-        self, delivery: Delivery, function: FunctionVersion, *, letter_id: str, event_id: str, outcome: str, reason: str, detail: str = ""
-    ) -> None:
-        """`detail` where no outcome tells it."""
-        head = delivery.headers or {}
-        why = {
-            "Faas-Reason": reason,
-            "Faas-Outcome": outcome,
-            "Faas-Invocation": letter_id,
-            "Faas-Event-Id": event_id_header(event_id),
-            "Faas-Subject": delivery.subject,
-        }
-        if detail:
-            why["Faas-Detail"] = detail[:DETAIL_CHARACTERS].encode("ascii", "backslashreplace").decode()
-        for name, value in head.items():
-            if name.lower() == "nats-msg-id":
-                why["Faas-Msg-Id"] = value
-        tenant, name = function.key
-        await self._outcomes.bury(tenant=tenant, function=name, letter_id=letter_id, event_head=head, event_body=delivery.data, why=why)
 
     @asynccontextmanager
     async def _alone(self, invocation: str) -> AsyncIterator[None]:
@@ -314,6 +323,7 @@ def _outcome(invocation: Invocation, attempt: Attempt) -> Outcome:
         phases=attempt.phases,
         depth=invocation.control.depth,
         traceparent=invocation.event.extensions.get("traceparent", ""),
+        redrive_of=invocation.due.redrive_of if invocation.due is not None else "",
     )
 
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -174,6 +175,28 @@ def encode(data: object, headers: Mapping[str, str]) -> tuple[bytes, dict[str, s
     given = {name.lower() for name in headers}
     body = msgspec.json.encode(data)
     return body, {**({} if "content-type" in given else {"Content-Type": "application/json"}), **headers}
+
+
+_OF_A_LETTER = ("Faas-Outcome", "Faas-Reason", "Faas-Detail", "Faas-Invocation", "Faas-Chunk-To", "Faas-Body-Bytes", "Faas-Redrive-Of")
+
+
+def redriven(
+    tenant: str, function: str, letter: Mapping[str, str], *, invocation: str, sequence: int, now: float
+) -> tuple[str, dict[str, str]]:
+    """(new invocation, headers) of a dead letter's event on `faas.due...`: the same event, a new invocation, an age that starts at `now`.
+
+    `sequence` is the letter's place: redriving the same letter twice is one invocation.
+    """
+    new = invocation_id(tenant, function, source="/faas/redrive", event_id=f"{invocation}.{sequence}")
+    kept = {name: value for name, value in letter.items() if not name.startswith("Nats-") and name not in _OF_A_LETTER}
+    own = {
+        "Faas-Invocation": new,
+        "Faas-Event-Id": quote(letter.get("Faas-Msg-Id") or letter.get("Faas-Event-Id", ""), safe=""),
+        "Faas-First-Seen": datetime.fromtimestamp(now, UTC).isoformat(),
+        "Faas-Redrive-Of": invocation,
+        "Nats-Msg-Id": f"redrive.{new}",
+    }
+    return new, {**kept, **own}
 
 
 def completed(headers: Mapping[str, str]) -> dict[str, str]:

@@ -218,6 +218,19 @@ class Event(Struct, frozen=True, kw_only=True):
     explicit_id: bool = True  # False: the id is the place in the stream, so that no other event can have it
 
 
+class Due(Struct, frozen=True, kw_only=True):
+    """What an event on `faas.due...` was before it waited, or was redriven. `first_seen` is seconds since the epoch; `subject` where it was published."""
+
+    invocation: str
+    first_seen: float
+    event_id: str
+    source: str
+    subject: str = ""
+    message_id: str = ""  # the event's own Nats-Msg-Id
+    redrive_of: str = ""  # the invocation whose dead letter it was
+    attempt: int = 0
+
+
 class Control(Struct, frozen=True, kw_only=True):
     """What the `Faas-*` headers of an event ask for."""
 
@@ -251,6 +264,7 @@ class Invocation:
     on_leased: Callable[[], None] | None = None  # told when it has its worker and waits no more
     billable_attempts: int = 0
     items: int = 0  # of its stream, that the last attempt has sent
+    due: Due | None = None  # what it was before it came over `faas.due...`
 
     @property
     def timeout_s(self) -> float:
@@ -326,6 +340,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     phases: Phases
     depth: int = 0
     traceparent: str = ""
+    redrive_of: str = ""
 
 
 class GpuUse(Struct, frozen=True, kw_only=True):

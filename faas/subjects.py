@@ -5,6 +5,7 @@ OUTCOMES = "FAAS_OUTCOMES"
 USAGE = "FAAS_USAGE"
 DEAD = "FAAS_DEAD"
 LOGS = "FAAS_LOGS"
+SCHEDULES = "FAAS_SCHEDULES"
 
 SERVICE = "faas"
 """Name of the NATS micro service whose endpoints are the functions."""
@@ -30,6 +31,14 @@ def outcome(tenant: str, function: str, invocation_id: str) -> str:
 
 def attempt(tenant: str, function: str, invocation_id: str) -> str:
     return f"faas.attempt.{tenant}.{function}.{invocation_id}"
+
+
+def retry(tenant: str, function: str, invocation_id: str) -> str:
+    return f"faas.retry.{tenant}.{function}.{invocation_id}"
+
+
+def due(tenant: str, function: str) -> str:
+    return f"faas.due.{tenant}.{function}"
 
 
 def usage(tenant: str, function: str) -> str:

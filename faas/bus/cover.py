@@ -27,8 +27,8 @@ def durable_subjects(spec: FunctionSpec) -> list[str]:
 
 
 def filters(spec: FunctionSpec) -> list[str]:
-    """What the function's consumer takes: its durable subjects and its submissions."""
-    return sorted([*durable_subjects(spec), subjects.submit(spec.tenant, spec.name)])
+    """What the function's consumer takes: its durable subjects, its submissions, and what has waited elsewhere and is due."""
+    return sorted([*durable_subjects(spec), subjects.submit(spec.tenant, spec.name), subjects.due(spec.tenant, spec.name)])
 
 
 def kept(present: Iterable[str], wanted: Iterable[str], in_use: Iterable[str]) -> list[str]:

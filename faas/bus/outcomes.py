@@ -10,7 +10,6 @@ from functools import lru_cache
 from urllib.parse import quote
 
 import msgspec
-import structlog
 from msgspec import Struct
 
 from faas import subjects
@@ -18,8 +17,6 @@ from faas.bus.cloudevents import binary_head
 from faas.bus.connection import Bus, encode_head
 from faas.errors import AlreadyStored
 from faas.model import Ended, Outcome
-
-log = structlog.get_logger()
 
 PROBLEM = "application/problem+json"
 HEAD_RESERVE_BYTES = 8 * 1024
@@ -137,6 +134,8 @@ def head_of(outcome: Outcome, content_type: str) -> bytes:
         text += f"Faas-Start: {phases.start}\r\n"
     if ended.reason:
         text += f"Faas-Reason: {ended.reason}\r\n"
+    if outcome.redrive_of:
+        text += f"Faas-Redrive-Of: {outcome.redrive_of}\r\n"
     if outcome.traceparent:
         text += f"traceparent: {outcome.traceparent}\r\n"
     return head + text.encode()
@@ -238,22 +237,6 @@ class Outcomes:
             await self._bus.store(subject, body, head=head + f"Nats-Msg-Id: {outcome.invocation_id}\r\n".encode())
         else:
             await self._bus.publish(subject, body, head=head)
-
-    async def bury(
-        self, *, tenant: str, function: str, letter_id: str, event_head: Mapping[str, str], event_body: bytes, why: Mapping[str, str]
-    ) -> None:
-        """Write a dead letter: the event's own headers but NATS' own, and why it was given up. `letter_id` keeps a repetition from being stored twice."""
-        ours = {name.lower() for name in why}
-        kept = [(k, v) for k, v in event_head.items() if not k.lower().startswith("nats-") and k.lower() not in ours]
-        own = [*why.items(), ("Nats-Msg-Id", letter_id)]
-        while kept and len(encode_head([*kept, *own])) > HEAD_LIMIT_BYTES:
-            kept.remove(max(kept, key=lambda pair: len(pair[1])))  # with ours beside them they are more than a stream takes
-        head = encode_head([*kept, *own])
-        if len(head) + len(event_body) > self._bus.body_limit_bytes:
-            # The event was stored at the limit; it stays in its own stream, named by Faas-Subject and Faas-Event-Id.
-            log.warning("letter.without_body", tenant=tenant, function=function, letter_id=letter_id, body_bytes=len(event_body))
-            event_body = b""
-        await self._bus.store(subjects.dead(tenant, function), event_body, head=head)
 
 
 def _one_line(text: str) -> str:

@@ -35,6 +35,13 @@ PULLS_WAITING = 512
 NO_STREAM, NO_CONSUMER = 10059, 10014
 
 
+class Source(Struct, frozen=True, kw_only=True):
+    """Another stream that a stream takes messages from."""
+
+    name: str
+    filter_subject: str = ""
+
+
 class StreamConfig(Struct, frozen=True, kw_only=True):
     """What is declared of a stream; times are in nanoseconds, as JetStream takes them."""
 
@@ -50,6 +57,9 @@ class StreamConfig(Struct, frozen=True, kw_only=True):
     duplicate_window: int = DEDUP_S * 10**9
     num_replicas: int = 1
     allow_direct: bool = True
+    sources: tuple[Source, ...] = ()
+    allow_msg_schedules: bool = False
+    allow_msg_ttl: bool = False
 
 
 class ConsumerConfig(Struct, frozen=True, kw_only=True):
@@ -96,10 +106,14 @@ class _ConfigSeen(Struct):
     duplicate_window: int = 0
     num_replicas: int = 1
     allow_direct: bool = False
+    sources: tuple[Source, ...] = ()
+    allow_msg_schedules: bool = False
+    allow_msg_ttl: bool = False
 
 
 class _State(Struct, frozen=True):
     last_seq: int = 0
+    messages: int = 0
 
 
 class _StreamSeen(Struct):
@@ -153,6 +167,12 @@ async def last_sequence(bus: Bus) -> int:
     return found.state.last_seq if found is not None else 0
 
 
+async def message_count(bus: Bus, stream: str) -> int:
+    """How many messages a stream holds, 0 where it is not there."""
+    found = await _stream(bus, stream)
+    return found.state.messages if found is not None else 0
+
+
 async def declare(bus: Bus, specs: Sequence[FunctionSpec], config: BusConfig, *, store_bytes: int | None) -> dict[tuple[str, str], str]:
     """Make the streams what they must be; one sentence for each function whose subjects cannot be stored.
 
@@ -186,9 +206,19 @@ def _streams(events: list[str], config: BusConfig, store_bytes: int | None) -> l
 
     replicas = config.replicas
     return [
+        StreamConfig(  # before FAAS_EVENTS, which takes from it what is due; without bounds, since what waits there was accepted
+            name=subjects.SCHEDULES,
+            subjects=("faas.due.>", "faas.retry.>"),
+            max_age=0,
+            max_bytes=-1,
+            num_replicas=replicas,
+            allow_msg_schedules=True,
+            allow_msg_ttl=True,
+        ),
         StreamConfig(
             name=subjects.EVENTS,
             subjects=tuple(sorted(events)),
+            sources=(Source(name=subjects.SCHEDULES, filter_subject="faas.due.>"),),
             discard="new",  # a full stream refuses the publisher instead of dropping what it acknowledged
             max_age=EVENTS_AGE_S * 10**9,
             max_bytes=bounded(config.max_bytes, 0.4),

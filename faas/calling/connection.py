@@ -20,7 +20,7 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 
 from faas import subjects
-from faas.envelope import Outgoing, check_size
+from faas.envelope import check_size
 from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
 
 CONNECT_S = 3.0
@@ -70,10 +70,10 @@ class Connection:
         except nats.errors.Error as error:
             raise BusUnavailable(f"the connection to the bus failed: {error}") from error
 
-    async def store(self, subject: str, event: Outgoing) -> str:
-        """The stream that has it."""
+    async def store(self, subject: str, body: bytes, headers: Mapping[str, str]) -> str:
+        """Publish, and the stream that has it. Raises NoSuchFunction where none takes the subject, BusUnavailable."""
         try:
-            message = await self.ask(subject, event.body, event.headers, wait_s=CONNECT_S + 2)
+            message = await self.ask(subject, body, headers, wait_s=CONNECT_S + 2)
         except nats.errors.NoRespondersError:
             raise NoSuchFunction(
                 f"nothing takes {subject}: no function has a trigger for it; `faas functions` lists what there is, "

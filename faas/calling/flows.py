@@ -29,8 +29,8 @@ from faas.errors import BusUnavailable, ConfigInvalid
 IN_FLIGHT_LIMIT = 4096
 ITEM_S = 5.0
 """For an item that is there already when the time is up: its reader may have been slow."""
-LINE_S = 5.0
-"""Between two lines that the stream says are there."""
+MESSAGE_S = 5.0
+"""Between two messages that the stream says are there."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -173,42 +173,46 @@ async def _each(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]
             yield item
 
 
-# ---------------------------------------------------------------- lines of a log
+# ---------------------------------------------------------------- what a stream holds
 
 
 async def lines_of(connection: Connection, subject: str, *, follow: bool, since_s: float | None) -> AsyncIterator[LogLine]:
     """The lines that FAAS_LOGS has under a subject, and with `follow` those that come. Raises BusUnavailable."""
+    async for message in messages_of(connection, subjects.LOGS, subject, follow=follow, since_s=since_s):
+        for line in message.data.splitlines():
+            with suppress(msgspec.DecodeError):  # anybody may have written to the stream
+                yield msgspec.json.decode(line, type=LogLine)
+
+
+async def messages_of(
+    connection: Connection, stream: str, subject: str, *, follow: bool = False, since_s: float | None = None
+) -> AsyncIterator[Msg]:
+    """The messages that a stream has under a subject, oldest first, and with `follow` those that come. Raises BusUnavailable."""
     start = None if since_s is None else datetime.now(UTC) - timedelta(seconds=since_s)
     policy = DeliverPolicy.ALL if start is None else DeliverPolicy.BY_START_TIME
     config = ConsumerConfig(deliver_policy=policy, opt_start_time=start.isoformat() if start else None)  # type: ignore[arg-type]
+    jetstream = connection.nats.jetstream()
     try:
-        subscription = await connection.nats.jetstream().subscribe(subject, stream=subjects.LOGS, ordered_consumer=True, config=config)
+        subscription = await jetstream.subscribe(subject, stream=stream, ordered_consumer=True, config=config)
         info = await subscription.consumer_info()
     except nats.js.errors.NotFoundError:
-        raise BusUnavailable(f"no stream {subjects.LOGS} on this bus; is a node running?") from None
+        raise BusUnavailable(f"no stream {stream} on this bus; is a node running?") from None
     except nats.errors.Error as error:
-        raise BusUnavailable(f"the logs cannot be read: {error}") from error
+        raise BusUnavailable(f"{stream} cannot be read: {error}") from error
     try:
         left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered is not None else 0)
-        async for message in _messages(subscription.next_msg, left, follow=follow):
-            for line in message.data.splitlines():
-                with suppress(msgspec.DecodeError):  # anybody may have written to the stream
-                    yield msgspec.json.decode(line, type=LogLine)
+        while left > 0 or follow:
+            try:
+                message = await subscription.next_msg(timeout=MESSAGE_S)
+            except nats.errors.TimeoutError:
+                if not follow:
+                    return  # its age ran out meanwhile
+                continue
+            left -= 1
+            yield message
+    except nats.errors.Error as error:
+        raise BusUnavailable(f"the connection to the bus failed: {error}") from error
     finally:
         with suppress(nats.errors.Error):
             await subscription.unsubscribe()
-
-
-async def _messages(next_message: Callable[..., Awaitable[Msg]], left: int, *, follow: bool) -> AsyncIterator[Msg]:
-    """So many messages that are there, then with `follow` all that come."""
-    while left > 0 or follow:
-        try:
-            message = await next_message(timeout=LINE_S)
-        except nats.errors.TimeoutError:
-            if not follow:
-                return  # its age ran out meanwhile
-            continue
-        except nats.errors.Error as error:
-            raise BusUnavailable(f"the connection to the bus failed: {error}") from error
-        left -= 1
-        yield message
+            await jetstream.delete_consumer(stream, info.name)  # else it stays a while, and a stream takes a thousand

@@ -74,13 +74,34 @@ Example: faas build standard""",
 --prune removes those that no profile and no function of the folders uses. What a running node uses stays.
 
 Example: faas env ai""",
+    "faas.cli.dlq:list_letters": """List dead letters: events that ended as anything but succeeded, with the reason.
+
+Example: faas dlq list --function embed --since 1h""",
+    "faas.cli.dlq:show": """Show one dead letter whole: why, its headers, its body.
+
+Example: faas dlq show kd3w7mnxq4r2apfz6ytb5hcj2e""",
+    "faas.cli.dlq:redrive": """Run the events of dead letters again, each as a new invocation of the same event; a letter goes once that is stored.
+
+How old an event is does not count then, and neither does a deadline that it had.
+
+Example: faas dlq redrive --function embed --since 1h""",
+    "faas.cli.dlq:purge": """Throw dead letters away for good.
+
+Example: faas dlq purge --until 7d""",
     "faas.cli.completion:install": """Install completion of verbs and options for bash, zsh or fish, or print its script.
 
 Example: faas --install-completion --shell zsh""",
 }
 """Here and not in the verbs' modules, which `faas --help` would have to import. The first sentence is what the overview shows."""
-OPTIONS = {"install": "--install-completion"}
-"""What is typed like an option and is a verb, since it needs no node and no project."""
+NAMES = {
+    "faas.cli.completion:install": "--install-completion",
+    "faas.cli.dlq:list_letters": "dlq list",
+    "faas.cli.dlq:show": "dlq show",
+    "faas.cli.dlq:redrive": "dlq redrive",
+    "faas.cli.dlq:purge": "dlq purge",
+}
+"""What is typed where it is not the function's own name: in a group of verbs, or like an option, since it needs no node and no project."""
+GROUPS = {"dlq": "Dead letters: list, show, redrive, purge."}
 WIDTH = 100
 
 
@@ -109,11 +130,14 @@ def application() -> App:
     from cyclopts import App
 
     app = App(name="faas", version=__version__, help=ABOUT, help_format="plaintext", result_action="return_value")
+    groups = {name: App(name=name, help=text) for name, text in GROUPS.items()}
+    for group in groups.values():
+        app.command(group)
     for target, text in HELP.items():
-        app.command(target, name=_name(target), help=text)
+        group_name, _, verb = _name(target).rpartition(" ")
+        (groups[group_name] if group_name else app).command(target, name=verb, help=text)
     return app
 
 
 def _name(target: str) -> str:
-    verb = target.rpartition(":")[2]
-    return OPTIONS.get(verb, verb)
+    return NAMES.get(target, target.rpartition(":")[2])
