@@ -16,7 +16,8 @@ from faas.bus.connection import Message
 from faas.bus.pull import Delivery
 from faas.bus.schedules import due_of, event_head, is_due
 from faas.identity import invocation_id, random_invocation_id
-from faas.model import Control, Due, Event, EventInvalid, FunctionVersion, Invocation
+from faas.invocation import Invocation
+from faas.model import Control, Due, Event, EventInvalid, FunctionVersion
 
 log = structlog.get_logger()
 

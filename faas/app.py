@@ -31,6 +31,7 @@ from faas.bus.schedules import Schedules
 from faas.bus.server import EmbeddedServer
 from faas.bus.service import Service
 from faas.bus.speech import Speech
+from faas.cancelling import Cancelling
 from faas.config import Config
 from faas.dispatcher import Dispatcher
 from faas.environments.build import Builder, BuildProgress
@@ -39,7 +40,7 @@ from faas.environments.profile import load_profiles
 from faas.errors import ConfigInvalid, StateLocked
 from faas.gateway.health import HealthServer
 from faas.intake import Intake
-from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
+from faas.model import FunctionReport, FunctionSpec, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
 from faas.pool.metering import Billing
 from faas.pool.mounts import Mounts
@@ -137,6 +138,7 @@ class _Node:
         self.reports: list[FunctionReport] = []
         self._not_enforced: tuple[str, ...] = ()
         self._served: dict[tuple[str, str], FunctionVersion] = {}
+        self._cancelling: Cancelling | None = None
 
     @classmethod
     @asynccontextmanager
@@ -166,7 +168,10 @@ class _Node:
             intake = await stack.enter_async_context(
                 Intake.open(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, grace_s=GRACE_S)
             )
+            cancelling = await stack.enter_async_context(Cancelling.open(bus, outcomes, dispatcher.unended))
             node = cls(config, bus, environments=environments, pool=pool, intake=intake, captured=captured)
+            node._cancelling = cancelling
+            cancelling.functions = node._spec
             node._not_enforced = tuple(sorted({"memory", "cpus", "pids"} - backend.enforced))
             yield node
 
@@ -202,6 +207,8 @@ class _Node:
             await self._intake.serve(function, consumers[function.key])
             self._served[function.key] = function
         await self._bus.subscribe(subjects.node(self._config.node, "functions"), self._answer_functions)
+        if self._cancelling is not None:
+            await self._cancelling.listen()
 
     async def _check_environments(
         self, functions: list[FunctionVersion], profiles: dict[str, RuntimeProfile]
@@ -211,6 +218,10 @@ class _Node:
         for warning in self._environments.warnings([profile for name, profile in profiles.items() if name in used]):
             log.warning("lock.stale", warning=warning)
         return {key: f"dependencies: {why}" for key, why in (await self._environments.problems(functions, profiles)).items()}
+
+    def _spec(self, key: tuple[str, str]) -> FunctionSpec | None:
+        function = self._served.get(key)
+        return function.spec if function is not None else None
 
     @property
     def building(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import nats.errors
 from nats.aio.client import Client as NatsClient
 
 from faas import subjects
+from faas.calling.cancels import Cancelled, cancel, function_of
 from faas.calling.connection import CONNECT_S, PAUSE_S, QUESTION_S, Connection, open_connection
 from faas.calling.flows import LogLine, in_order, items_of, lines_of
 from faas.calling.letters import Letter, Which, letters, redrive, remove
@@ -34,6 +35,7 @@ SLACK_S = 5.0
 """Beyond a deadline: for the answer that says so."""
 LISTED = "`faas functions` lists what there is, and a node finds a new function when it starts"
 _NAME = re.compile(NAME_PATTERN)
+_INVOCATION = re.compile(r"[a-z2-7]{26}")
 
 
 class Client:
@@ -225,6 +227,26 @@ class Client:
         subject = subjects.log(tenant, function, invocation or "*")
         async for line in lines_of(self._connection, subject, follow=follow, since_s=None if since is None else _seconds(since, "since")):
             yield line
+
+    async def cancel(self, invocation: str | Ticket, *, function: str = "", tenant: str = "default") -> Cancelled:
+        """End an invocation as `cancelled`: waiting in the stream, in a back-off, on a node's queue, or running, on whichever node.
+
+        A handler that runs is asked to stop and killed after two seconds. Without `function` every function is asked. The answer says whether it won.
+        """
+        if isinstance(invocation, Ticket):
+            function, tenant, invocation = invocation.function, invocation.tenant, invocation.invocation
+        if not _INVOCATION.fullmatch(invocation):
+            raise ConfigInvalid(f"{invocation[:80]!r} is no invocation; it has 26 letters and digits, as `faas invoke --async` prints them")
+        function = function or await function_of(self._connection, tenant, invocation)
+        if function:
+            _check_name(function, tenant)
+            return await cancel(self._connection, tenant=tenant, function=function, invocation=invocation)
+        for report in await self.functions():
+            if report.tenant == tenant and report.state == "ready":
+                answer = await cancel(self._connection, tenant=tenant, function=report.name, invocation=invocation)
+                if answer.known:
+                    return answer
+        return Cancelled(cancelled=False, known=False)
 
     def letters(
         self,

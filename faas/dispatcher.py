@@ -12,8 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
@@ -29,10 +28,12 @@ from faas.bus.schedules import SCHEDULE_BEYOND_S, Schedules, event_head, message
 from faas.bus.speech import Speech
 from faas.errors import BusUnavailable, StoreRefused
 from faas.identity import invocation_id
-from faas.model import Due, Ended, EventInvalid, FunctionVersion, Invocation, Outcome, Phases
+from faas.invocation import Invocation
+from faas.model import Due, Ended, EventInvalid, FunctionVersion, Outcome, Phases
 from faas.pool.attempt import Attempt, Attempts
 from faas.pool.lease import Draining
 from faas.scheduling import retry
+from faas.unended import Unended
 
 log = structlog.get_logger()
 
@@ -76,7 +77,7 @@ class Dispatcher:
         self._usage = usage
         self._captured = captured  # [output] subject -> the stream that captures it
         self._draining = False
-        self._open: dict[str, asyncio.Event] = {}  # invocations on this node that have not ended
+        self.unended = Unended()
 
     # ------------------------------------------------------------ durable
 
@@ -87,7 +88,7 @@ class Dispatcher:
             await self._refuse(delivery, function, invocation)
             return
         invocation.on_leased = on_leased
-        async with self._alone(invocation.id):
+        async with self.unended.alone(invocation):
             outcome, tried = await self._history(delivery, invocation)
             if outcome is None:
                 try:
@@ -105,9 +106,16 @@ class Dispatcher:
     async def _history(self, delivery: Delivery, invocation: Invocation) -> tuple[StoredOutcome | None, StoredAttempts]:
         """What is stored of an invocation already. An event whose id is its place in the stream cannot have been seen before its first delivery."""
         tried = StoredAttempts()
-        if delivery.num_delivered == 1 and not invocation.event.explicit_id and not delivery.may_repeat and invocation.due is None:
+        cancelled = self.unended.is_cancelled(invocation.id)
+        if (
+            delivery.num_delivered == 1
+            and not invocation.event.explicit_id
+            and not delivery.may_repeat
+            and invocation.due is None
+            and not cancelled
+        ):
             return None, tried
-        redelivered = delivery.num_delivered > 1 or invocation.due is not None
+        redelivered = delivery.num_delivered > 1 or invocation.due is not None or cancelled
         key = (invocation.function.spec.tenant, invocation.function.spec.name, invocation.id)
         # Attempts of a first delivery too: its publish may be a repetition, while the first one is in its back-off.
         outcome, tried = await asyncio.gather(
@@ -171,6 +179,8 @@ class Dispatcher:
             found = await self._outcomes.find(outcome.tenant, outcome.function, outcome.invocation_id, leader=True)
             if found is None:
                 raise BusUnavailable("an outcome that the guard spoke of is gone")  # its retention ended in this moment: redeliver
+            if found.outcome == "cancelled" and attempt.record is not None:
+                await self._usage.add(*invocation.function.key, attempt.record)  # whoever cancelled it knew nothing of this attempt
             return found
         return stored
 
@@ -226,18 +236,6 @@ class Dispatcher:
             )
         await delivery.term(f"event_invalid: {invalid.detail}")
 
-    @asynccontextmanager
-    async def _alone(self, invocation: str) -> AsyncIterator[None]:
-        """One at a time per invocation: the same event may arrive twice, and the second must find what the first stored."""
-        while (other := self._open.get(invocation)) is not None:
-            await other.wait()
-        ended = self._open[invocation] = asyncio.Event()
-        try:
-            yield
-        finally:
-            del self._open[invocation]
-            ended.set()
-
     # ------------------------------------------------------------ synchronous and at-most-once
 
     async def answer(self, message: Message, function: FunctionVersion, reply_to: str) -> str:
@@ -249,20 +247,28 @@ class Dispatcher:
         if isinstance(invocation, EventInvalid):
             refused = Attempt(Ended(reason="event_invalid", detail=invocation.detail), Phases())
             return await self._reply(reply_to, admission.without_event(function), refused)
+        self.unended.add(invocation)
+        try:
+            attempt = await self._run_and_try_again(invocation, answered=bool(reply_to))
+        finally:
+            self.unended.remove(invocation)
+        return await self._reply(reply_to, invocation, attempt)
+
+    async def _run_and_try_again(self, invocation: Invocation, *, answered: bool) -> Attempt:
         attempt = await self._attempts.run(invocation)
         # Not once an item has gone out: whoever listens would get the first ones twice.
-        while reply_to and not attempt.drained and not invocation.items and (delay_s := self._delay_s(invocation, attempt)) is not None:
+        while answered and not attempt.drained and not invocation.items and (delay_s := self._delay_s(invocation, attempt)) is not None:
             if time.monotonic() + delay_s >= invocation.start_by_monotonic:
                 break
-            await asyncio.sleep(delay_s)
+            await _pause(invocation, delay_s)
             if self._draining:
                 break  # the end so far is the answer: something was started, so nobody may be told to ask again
-            self._usage.add(*function.key, *_records_of(attempt))
+            self._usage.add(*invocation.function.key, *_records_of(attempt))
             invocation.attempts += 1
             invocation.billable_attempts += 1
             invocation.received_monotonic = time.monotonic()
             attempt = await self._attempts.run(invocation)
-        return await self._reply(reply_to, invocation, attempt)
+        return attempt
 
     def drain(self) -> None:
         """Begin no further attempt of a synchronous call that has had one."""
@@ -308,6 +314,19 @@ class Dispatcher:
                 await asyncio.sleep(BUS_RETRY_S)
             else:
                 return
+
+
+async def _pause(invocation: Invocation, delay_s: float) -> None:
+    """The back-off before the next attempt of a synchronous call; cancelling ends it."""
+    cancelled = asyncio.Event()
+    invocation.on_cancel = cancelled.set
+    try:
+        async with asyncio.timeout(delay_s):
+            await cancelled.wait()
+    except TimeoutError:
+        return
+    finally:
+        invocation.on_cancel = None
 
 
 def _outcome(invocation: Invocation, attempt: Attempt) -> Outcome:

@@ -6,6 +6,8 @@ USAGE = "FAAS_USAGE"
 DEAD = "FAAS_DEAD"
 LOGS = "FAAS_LOGS"
 SCHEDULES = "FAAS_SCHEDULES"
+CANCELLED = "FAAS_CANCELLED"
+"""A key-value bucket: its stream is KV_FAAS_CANCELLED."""
 
 SERVICE = "faas"
 """Name of the NATS micro service whose endpoints are the functions."""
@@ -47,6 +49,10 @@ def usage(tenant: str, function: str) -> str:
 
 def log(tenant: str, function: str, invocation_id: str) -> str:
     return f"faas.log.{tenant}.{function}.{invocation_id}"
+
+
+def cancel(tenant: str, function: str, invocation_id: str) -> str:
+    return f"faas.cancel.{tenant}.{function}.{invocation_id}"
 
 
 def dead(tenant: str, function: str) -> str:

@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 
 HEIGHTS = {
-    0: "errors model subjects units identity envelope processes version worker",
+    0: "errors model invocation subjects units identity envelope processes version worker",
     1: "config telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
-    3: "pool accounting admission client",
-    4: "dispatcher intake rollout gateway",
+    3: "pool accounting admission unended client",
+    4: "dispatcher intake cancelling rollout gateway",
     5: "app",
     6: "cli testing __main__",
 }
@@ -57,7 +57,6 @@ POLLING_ALLOWED = {
     "calling/flows.py:items_of": "as client.request: a node that stops answered; nothing announces the next one",
     "client.py:Client.request": "a node that stops answered; nothing announces the next one",
     "dispatcher.py:Dispatcher._insist": "back-off between two tries while the bus is away",
-    "dispatcher.py:Dispatcher.answer": "the function's own back-off before the next attempt",
 }
 """`file:function` -> why it sleeps in a loop; an entry that nothing needs any more is an offence."""
 

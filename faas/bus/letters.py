@@ -9,7 +9,7 @@ from faas.bus.connection import Bus, encode_head
 from faas.bus.outcomes import HEAD_LIMIT_BYTES, event_id_header
 from faas.bus.pull import Delivery
 from faas.bus.schedules import event_head, message_id_of
-from faas.model import Invocation
+from faas.invocation import Invocation
 
 log = structlog.get_logger()
 

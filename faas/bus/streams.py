@@ -15,51 +15,16 @@ from msgspec import Struct
 from faas import subjects
 from faas.bus.connection import ApiError, Bus
 from faas.bus.cover import cover, durable_subjects, filters, kept
+from faas.bus.declared import Source, StreamConfig, declared
 from faas.config import BusConfig
 from faas.errors import BusUnavailable
 from faas.model import FunctionSpec
 
-DAY_S = 86_400
-EVENTS_AGE_S = 8 * DAY_S
-DEDUP_S = 120
-OUTCOMES_LIMIT = 500_000
-"""Each retained subject costs the server some 700 bytes of memory."""
-USAGE_AGE_S = 400 * DAY_S
-LOGS_AGE_S = DAY_S
-DEAD_AGE_S = 14 * DAY_S
-GIB = 2**30
 OWNER = "faas-function"
 """Metadata of a consumer: whose it is."""
 ACKS_PENDING = 1000
 PULLS_WAITING = 512
 NO_STREAM, NO_CONSUMER = 10059, 10014
-
-
-class Source(Struct, frozen=True, kw_only=True):
-    """Another stream that a stream takes messages from."""
-
-    name: str
-    filter_subject: str = ""
-
-
-class StreamConfig(Struct, frozen=True, kw_only=True):
-    """What is declared of a stream; times are in nanoseconds, as JetStream takes them."""
-
-    name: str
-    subjects: tuple[str, ...]
-    retention: str = "limits"
-    storage: str = "file"
-    discard: str = "old"
-    max_age: int
-    max_bytes: int
-    max_msgs: int = -1
-    max_msgs_per_subject: int = -1
-    duplicate_window: int = DEDUP_S * 10**9
-    num_replicas: int = 1
-    allow_direct: bool = True
-    sources: tuple[Source, ...] = ()
-    allow_msg_schedules: bool = False
-    allow_msg_ttl: bool = False
 
 
 class ConsumerConfig(Struct, frozen=True, kw_only=True):
@@ -167,6 +132,12 @@ async def last_sequence(bus: Bus) -> int:
     return found.state.last_seq if found is not None else 0
 
 
+async def unsettled(bus: Bus, spec: FunctionSpec) -> list[tuple[str, int]]:
+    """Where events of a function may still wait in FAAS_EVENTS: subjects, and behind which sequence of the stream."""
+    own = [consumer for consumer in (await _consumers(bus)).values() if consumer.function == _owner(spec)]
+    return [(subject, consumer.ack_floor.stream_seq) for consumer in own for subject in consumer.filters]
+
+
 async def message_count(bus: Bus, stream: str) -> int:
     """How many messages a stream holds, 0 where it is not there."""
     found = await _stream(bus, stream)
@@ -194,64 +165,10 @@ async def declare(bus: Bus, specs: Sequence[FunctionSpec], config: BusConfig, *,
     wanted = [subject for spec in usable for subject in durable_subjects(spec)]
     covered = cover(usable, kept(found.config.subjects, wanted, elsewhere) if found is not None else ())
     conflicts |= covered.conflicts
-    for stream in _streams(covered.subjects, config, store_bytes):
+    for stream in declared(covered.subjects, config, store_bytes):
         if stream.subjects:
             await _ensure_stream(bus, stream)
     return conflicts
-
-
-def _streams(events: list[str], config: BusConfig, store_bytes: int | None) -> list[StreamConfig]:
-    def bounded(wanted: int, share: float) -> int:
-        return int(wanted) if store_bytes is None else min(int(wanted), int(store_bytes * share))
-
-    replicas = config.replicas
-    return [
-        StreamConfig(  # before FAAS_EVENTS, which takes from it what is due; without bounds, since what waits there was accepted
-            name=subjects.SCHEDULES,
-            subjects=("faas.due.>", "faas.retry.>"),
-            max_age=0,
-            max_bytes=-1,
-            num_replicas=replicas,
-            allow_msg_schedules=True,
-            allow_msg_ttl=True,
-        ),
-        StreamConfig(
-            name=subjects.EVENTS,
-            subjects=tuple(sorted(events)),
-            sources=(Source(name=subjects.SCHEDULES, filter_subject="faas.due.>"),),
-            discard="new",  # a full stream refuses the publisher instead of dropping what it acknowledged
-            max_age=EVENTS_AGE_S * 10**9,
-            max_bytes=bounded(config.max_bytes, 0.4),
-            num_replicas=replicas,
-        ),
-        StreamConfig(
-            name=subjects.OUTCOMES,
-            subjects=("faas.attempt.>", "faas.outcome.>"),
-            max_age=round(config.outcome_retention_s * 1e9),
-            max_bytes=bounded(4 * GIB, 0.3),
-            max_msgs=OUTCOMES_LIMIT,
-            max_msgs_per_subject=1,
-            duplicate_window=min(DEDUP_S * 10**9, round(config.outcome_retention_s * 1e9)),
-            num_replicas=replicas,
-        ),
-        StreamConfig(
-            name=subjects.USAGE,
-            subjects=("faas.usage.>",),
-            max_age=USAGE_AGE_S * 10**9,
-            max_bytes=bounded(2 * GIB, 0.15),
-            num_replicas=replicas,
-        ),
-        StreamConfig(
-            name=subjects.DEAD, subjects=("faas.dead.>",), max_age=DEAD_AGE_S * 10**9, max_bytes=bounded(GIB, 0.1), num_replicas=replicas
-        ),
-        StreamConfig(
-            name=subjects.LOGS,
-            subjects=("faas.log.>",),
-            max_age=LOGS_AGE_S * 10**9,
-            max_bytes=bounded(GIB // 4, 0.05),
-            num_replicas=replicas,
-        ),
-    ]
 
 
 def _owner(spec: FunctionSpec) -> str:

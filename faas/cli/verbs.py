@@ -74,6 +74,11 @@ Example: faas build standard""",
 --prune removes those that no profile and no function of the folders uses. What a running node uses stays.
 
 Example: faas env ai""",
+    "faas.cli.cancel:cancel": """Cancel an invocation: waiting in the stream, in a back-off, in a queue, or running, on whichever node.
+
+A handler that runs is asked to stop, and killed after two seconds. Exits 1 where it has ended already, or nothing has that id.
+
+Example: faas cancel kd3w7mnxq4r2apfz6ytb5hcj2e""",
     "faas.cli.dlq:list_letters": """List dead letters: events that ended as anything but succeeded, with the reason.
 
 Example: faas dlq list --function embed --since 1h""",
@@ -107,7 +112,7 @@ WIDTH = 100
 
 def overview() -> str:
     """What `faas --help` prints: every verb with its first sentence."""
-    lines = {_name(target): text.partition("\n")[0] for target, text in HELP.items()}
+    lines = {name_of(target): text.partition("\n")[0] for target, text in HELP.items()}
     lines |= {"--help, -h": "Show this, or with a verb what it does.", "--version": "Show the version."}
     column = max(map(len, lines)) + 4
     width = min(WIDTH, shutil.get_terminal_size().columns)
@@ -134,10 +139,11 @@ def application() -> App:
     for group in groups.values():
         app.command(group)
     for target, text in HELP.items():
-        group_name, _, verb = _name(target).rpartition(" ")
+        group_name, _, verb = name_of(target).rpartition(" ")
         (groups[group_name] if group_name else app).command(target, name=verb, help=text)
     return app
 
 
-def _name(target: str) -> str:
+def name_of(target: str) -> str:
+    """What is typed for it, like `dlq list`."""
     return NAMES.get(target, target.rpartition(":")[2])

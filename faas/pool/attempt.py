@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from faas import subjects
 from faas.bus.speech import Item, Published, Speech, Voice, event_of
 from faas.errors import ColdStartFailed, EnvironmentFailed, ProtocolError, WorkerLost
-from faas.model import Ended, Event, Invocation, Phases
+from faas.invocation import Invocation
+from faas.model import Ended, Event, Phases
 from faas.pool.lease import Lease
 from faas.pool.metering import Attempted, Billing, Meter
 from faas.pool.output import Speaker
@@ -27,6 +29,11 @@ COLD_STARTS = 3
 
 DEPTH_LIMIT = 16
 """Events caused by events caused by events: beyond so many, a loop is likelier than a purpose."""
+
+
+CANCEL_GRACE_S = 2.0
+"""Between a handler's being asked to stop and its worker's being killed."""
+CANCELLED = Ended(reason="cancelled", detail="somebody cancelled it")
 
 
 class Attempt:
@@ -68,7 +75,7 @@ class Attempts:
 
     async def run(self, invocation: Invocation) -> Attempt:
         """One attempt, from its place in the queue to its end. Raises Draining where the node stops before it started."""
-        refusal = refusal_of(invocation)
+        refusal = CANCELLED if invocation.cancelled else refusal_of(invocation)
         lease = None if refusal else self._pool.try_acquire(invocation.function.key)
         if lease is None:
             waited = refusal or await self._turn(invocation)
@@ -84,6 +91,7 @@ class Attempts:
         tries = COLD_STARTS
         try:
             async with asyncio.timeout(left_s) as scope:
+                invocation.on_cancel = lambda: scope.reschedule(0)
                 while True:
                     tries -= 1
                     try:
@@ -94,9 +102,11 @@ class Attempts:
         except TimeoutError:
             if not scope.expired():
                 raise
-            return _late(invocation)
+            return CANCELLED if invocation.cancelled else _late(invocation)
         except EnvironmentFailed as error:
             return Ended(reason="environment_failed", detail=error.detail)
+        finally:
+            invocation.on_cancel = None
 
     async def _on_worker(self, lease: Lease, invocation: Invocation) -> Attempt:
         leased_monotonic = time.monotonic()
@@ -107,11 +117,14 @@ class Attempts:
         meter = Meter(started_at=time.time())
         loaded = None
         ended = None
-        if lease.worker.version is None:
-            ended = await self._load(lease, invocation, meter)
-            loaded = ended or Ended()
-        if ended is None:
-            ended = await self._execute(lease, invocation, meter)
+        with _stoppable(invocation, lease.worker):
+            if lease.worker.version is None:
+                ended = await self._load(lease, invocation, meter)
+                loaded = ended or Ended()
+            if ended is None:
+                ended = await self._execute(lease, invocation, meter)
+        if invocation.cancelled:
+            ended = CANCELLED
         meter.ended_at = meter.started_at + time.monotonic() - leased_monotonic
         phases = Phases(start=lease.start, queue_us=_queue_us(invocation, leased_monotonic), load_us=meter.load_us, run_us=meter.run_us)
         memory_bytes, cpus, _ = lease.served.limits
@@ -199,6 +212,27 @@ class Attempts:
                 detail=f"the result has {format_size(len(answer.body))}; the bus carries {format_size(limit_bytes)}",
             )
         return Ended(body=answer.body, content_type=answer.content_type)
+
+
+@contextmanager
+def _stoppable(invocation: Invocation, worker: Worker) -> Iterator[None]:
+    """While it runs, cancelling asks its handler to stop, and kills the worker of one that does not."""
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def stop() -> None:
+        worker.interrupt()
+        timers.append(loop.call_later(CANCEL_GRACE_S, worker.kill))
+
+    invocation.on_cancel = stop
+    if invocation.cancelled:
+        stop()
+    try:
+        yield
+    finally:
+        invocation.on_cancel = None
+        for timer in timers:
+            timer.cancel()
 
 
 class _Hearing:

@@ -14,7 +14,8 @@ from typing import Literal
 import msgspec
 
 from faas.budget.prices import PriceTable
-from faas.model import Ended, Environment, Invocation, Phases, UsageRecord
+from faas.invocation import Invocation
+from faas.model import Ended, Environment, Phases, UsageRecord
 
 _encode = msgspec.json.Encoder().encode
 

@@ -50,6 +50,12 @@ class Process:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init, self._signal)
 
+    def interrupt(self) -> None:
+        """SIGTERM to the worker alone."""
+        if self._init >= 0:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
     def cpu_us(self) -> int:
         """CPU time of its whole life so far; the last known once it is gone."""
         if self._init >= 0:
@@ -322,6 +328,11 @@ class Worker:
             self.state = "dead"
             self._transport.write(wire.encode(wire.Close()))
             self._loop.call_later(CLOSE_GRACE_S, self.kill)
+
+    def interrupt(self) -> None:
+        """Ask what it runs to stop: `ctx.cancelled`, or CancelledError in an async handler. Returns at once."""
+        if self.state != "dead":
+            self._process.interrupt()
 
     def kill(self) -> None:
         """SIGKILL it and everything that it started, now. Returns at once; may be called again."""

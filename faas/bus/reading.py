@@ -1,0 +1,49 @@
+"""Reads what a stream holds, in order, by batched direct gets: no consumer is left behind, and nothing is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from faas.bus.connection import Bus, Message
+from faas.bus.messages import StoredMessage
+from faas.errors import BusUnavailable
+
+BATCH = 256
+BATCH_BYTES = 4 * 2**20
+ANSWER_S = 5.0
+NO_MESSAGE, END_OF_BATCH = 404, 204
+
+
+async def messages_of(bus: Bus, stream: str, subject: str, *, after: int = 0, limit: int = 1_000_000) -> AsyncIterator[StoredMessage]:
+    """The messages of a stream under a subject, wildcards allowed, behind the sequence `after`, at most `limit`. Raises BusUnavailable."""
+    answers: asyncio.Queue[Message] = asyncio.Queue()
+    inbox = bus.new_inbox()
+    subscription = await bus.subscribe(inbox, answers.put_nowait)
+    try:
+        while limit > 0:
+            request = {"seq": after + 1, "next_by_subj": subject, "batch": min(BATCH, limit), "max_bytes": BATCH_BYTES}
+            await bus.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(request), reply=inbox)
+            more = False
+            while True:
+                try:
+                    async with asyncio.timeout(ANSWER_S):
+                        message = await answers.get()
+                except TimeoutError:
+                    raise BusUnavailable(f"{stream} was not read within {ANSWER_S:g} s") from None
+                head = message.headers or {}
+                if message.status == NO_MESSAGE:
+                    return
+                if message.status == END_OF_BATCH:
+                    more = int(head.get("Nats-Num-Pending", "0")) > 0
+                    break
+                if message.status or "Nats-Sequence" not in head:
+                    raise BusUnavailable(f"{stream} cannot be read: status {message.status} {head.get('Description', '')}")
+                after, limit = int(head["Nats-Sequence"]), limit - 1
+                yield StoredMessage(subject=head.get("Nats-Subject", ""), sequence=after, data=message.data, headers=head)
+            if not more:
+                return
+    finally:
+        await subscription.unsubscribe()

@@ -1,0 +1,67 @@
+"""The invocations on this node that have not ended: one at a time of each, and what it takes to cancel one. Knows no bus."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from faas.invocation import Invocation
+
+CANCELLED_LIMIT = 10_000
+"""So many are remembered before those are forgotten whose events have expired."""
+
+
+@dataclass(slots=True, eq=False)
+class _Unended:
+    invocation: Invocation
+    durable: bool
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Unended:
+    """By invocation id; one for a node."""
+
+    def __init__(self) -> None:
+        self._here: dict[str, _Unended] = {}
+        self._cancelled: dict[str, float] = {}  # until when that matters, in seconds since the epoch
+
+    @asynccontextmanager
+    async def alone(self, invocation: Invocation) -> AsyncIterator[None]:
+        """Hold a durable invocation, one at a time of each: the same event may arrive twice, and the second must find what the first stored."""
+        while (other := self._here.get(invocation.id)) is not None:
+            await other.ended.wait()
+        here = self._here[invocation.id] = _Unended(invocation, durable=True)
+        try:
+            yield
+        finally:
+            del self._here[invocation.id]
+            here.ended.set()
+
+    def add(self, invocation: Invocation) -> None:
+        """One whose id is random, so that no other can be it; `remove` it when it has ended. Cheaper than `alone`, on the way of every call."""
+        self._here[invocation.id] = _Unended(invocation, durable=False)
+
+    def remove(self, invocation: Invocation) -> None:
+        """It has ended."""
+        del self._here[invocation.id]
+
+    def holds(self, invocation: str) -> Literal["", "durable", "answered"]:
+        """Whether it has not ended on this node, and what becomes of its end."""
+        here = self._here.get(invocation)
+        return "" if here is None else "durable" if here.durable else "answered"
+
+    def cancel(self, invocation: str, *, until: float) -> None:
+        """End it here, and start it no more until then; its outcome is stored already, where it has one."""
+        if len(self._cancelled) >= CANCELLED_LIMIT:
+            self._cancelled = {id: at for id, at in self._cancelled.items() if at > time.time()}
+        self._cancelled[invocation] = until
+        if (here := self._here.get(invocation)) is not None:
+            here.invocation.cancel()
+
+    def is_cancelled(self, invocation: str) -> bool:
+        """Whether somebody cancelled it, so that its outcome has to be looked for before it may start."""
+        return invocation in self._cancelled
