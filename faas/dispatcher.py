@@ -171,8 +171,6 @@ class Dispatcher:
         records = latest_records(tried.records if attempt.record is None else (*tried.records, attempt.record))
         outcome = self._fitting(_outcome(invocation, attempt), records)
         await self._insist(delivery, lambda: self._emit(invocation, outcome))
-        if attempt.load_record is not None:
-            await self._usage.add(*invocation.function.key, attempt.load_record)
         stored = await self._insist(delivery, lambda: self._outcomes.store(outcome, records))
         _log_end(invocation, outcome)
         if stored is None:
@@ -182,6 +180,9 @@ class Dispatcher:
             if found.outcome == "cancelled" and attempt.record is not None:
                 await self._usage.add(*invocation.function.key, attempt.record)  # whoever cancelled it knew nothing of this attempt
             return found
+        # Behind the outcome: a load whose attempt died with its node is done again under the same record id.
+        if attempt.load_record is not None:
+            await self._usage.add(*invocation.function.key, attempt.load_record)
         return stored
 
     def _fitting(self, outcome: Outcome, records: tuple[bytes, ...] = ()) -> Outcome:

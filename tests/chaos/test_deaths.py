@@ -1,0 +1,138 @@
+"""Deaths and freezes of workers, nodes and the server, one row of the fault matrix each; the invariants hold after every one.
+
+Bounded and seeded. Times are the matrix' own, tenfold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from world import ACK_WAIT_S, World
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with World(tmp_path, seed=7) as made:
+        yield made
+
+
+async def check(world: World, *, within_s: float = 30.0) -> None:
+    """All has settled, and every invariant holds."""
+    await world.settle(within_s)
+    verdict = await world.verdict()
+
+    assert verdict.accepted > 0
+    assert verdict.broken == []
+
+
+async def test_f01_a_worker_killed_in_mid_invocation_is_replaced_and_its_event_ends_once(world: World) -> None:
+    """`kill -9` of one worker costs one attempt of one invocation."""
+    await world.node("a")
+    publishing = asyncio.ensure_future(world.publish(60, ["slow", "quick"]))
+    killed = 0
+    while killed < 4:
+        killed += world.kill_worker("a")
+        await asyncio.sleep(0.1)
+    await publishing
+
+    await check(world)
+
+
+async def test_f03_what_a_killed_node_ran_ends_on_another(world: World) -> None:
+    """Within `ack_wait`, which is all that JetStream has to notice it by."""
+    await world.node("a")
+    await world.node("b")
+    publishing = asyncio.ensure_future(world.publish(80, ["slow", "quick", "flaky"]))
+    await asyncio.sleep(0.5)
+    await world.kill("a")
+    await publishing
+
+    await check(world)
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["running:5", "after_outcome:5", "before_ack:5", "after_ack:5", "after_attempts:2", "before_letter:1"],
+)
+async def test_f04_a_node_killed_between_any_two_steps_of_an_end_repeats_what_follows(world: World, point: str) -> None:
+    """The order of what is published makes a crash at any point harmless: outcome, letter, usage, acknowledgement."""
+    await world.node("a", crash_at=point)
+    publishing = asyncio.ensure_future(world.publish(30))
+    await world.ended("a")
+    await world.node("a")
+    await publishing
+
+    await check(world)
+
+
+async def test_f05_a_drained_node_loses_nothing_and_exits_clean(world: World) -> None:
+    """What runs may finish, what waits goes to the other at once."""
+    await world.node("a")
+    await world.node("b")
+    publishing = asyncio.ensure_future(world.publish(60, ["slow", "quick"]))
+    await asyncio.sleep(0.3)
+    await world.kill("a", signal.SIGTERM)
+    process = world.nodes["a"].process
+    assert process is not None
+    assert process.returncode == 0
+    await publishing
+
+    await check(world)
+
+
+async def test_f06_a_node_frozen_past_its_lease_publishes_nothing_when_it_wakes(world: World) -> None:
+    """Another has its events by then; what it says comes too late, and the guard refuses a second outcome."""
+    await world.node("a")
+    publishing = asyncio.ensure_future(world.publish(40, ["slow", "quick"]))
+    await asyncio.sleep(0.4)
+    process = world.nodes["a"].process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    await world.node("b")
+    await asyncio.sleep(ACK_WAIT_S * 1.5)
+    process.send_signal(signal.SIGCONT)
+    await publishing
+
+    await check(world)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["f07-restarted", "f08-killed"])
+async def test_a_server_that_goes_away_costs_nothing(world: World, how: signal.Signals) -> None:
+    """Pulls resume, and what was acknowledged is there."""
+    await world.node("a")
+    publishing = asyncio.ensure_future(world.publish(60))
+    await asyncio.sleep(0.5)
+    await world.kill_server(how)
+    await publishing
+
+    await check(world)
+
+
+async def test_f09_a_frozen_server_is_asked_again(world: World) -> None:
+    """Missed heartbeats, then a new pull on the same inbox; nothing is dropped."""
+    await world.node("a")
+    publishing = asyncio.ensure_future(world.publish(40, ["slow", "quick"]))
+    await asyncio.sleep(0.3)
+    await world.freeze_server(8.0)
+    await publishing
+
+    await check(world)
+
+
+async def test_f22_an_event_that_always_kills_its_worker_blocks_nobody(world: World) -> None:
+    """It ends as crashed, with a dead letter, while the others go on."""
+    world.function("poison", "import os\ndef handle(event):\n    os._exit(1)\n")
+    await world.node("a")
+    await world.publish(40, ["poison", "quick", "slow"])
+
+    await check(world)
