@@ -127,7 +127,7 @@ def overview() -> str:
 
 def verbs() -> list[str]:
     """Every verb as it is typed."""
-    return [_name(target) for target in HELP]
+    return [name_of(target) for target in HELP]
 
 
 def application() -> App:

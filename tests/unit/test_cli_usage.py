@@ -27,7 +27,7 @@ def said(line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         (["invok"], "faas: there is no verb 'invok'; did you mean `faas invoke`?"),
         (["--hepl"], "faas: there is no option '--hepl'; did you mean `faas --help`?"),
         (["frobnicate"], "faas: there is no verb 'frobnicate'; `faas --help` lists what there is"),
-        (["dlq", "list"], "faas: `faas dlq` is not supported yet; `faas --help` lists what is"),
+        (["budgets", "list"], "faas: `faas budgets` is not supported yet; `faas --help` lists what is"),
         (["invoke"], "faas: invoke needs FUNCTION; `faas invoke --help` says more"),
         (["new"], "faas: new needs NAME; `faas new --help` says more"),
         (["invoke", "hello", "--timeout"], "faas: invoke: --timeout needs a value; `faas invoke --help` says more"),
