@@ -1,6 +1,6 @@
 """`faas` with a crash point: the node ends itself by SIGKILL at a named place of its code, the n-th time that it gets there.
 
-CRASH_AT="after_outcome:3". A hook of the tests alone: nothing in the package knows of it.
+CRASH_AT="after_outcome:3"; SKEW_S="3600" has its wall clock go wrong. A hook of the tests alone: nothing in the package knows of it.
 """
 
 from __future__ import annotations
@@ -44,9 +44,19 @@ def arm(point: str, left: int) -> None:
     setattr(owner, method, crashing)
 
 
+def skew(by_s: float) -> None:
+    """Have the node's wall clock go wrong by so much; its monotonic clock is right."""
+    import time
+
+    right = time.time
+    time.time = lambda: right() + by_s
+
+
 if __name__ == "__main__":
     from faas.cli.main import main
 
+    if by := os.environ.get("SKEW_S"):
+        skew(float(by))
     if at := os.environ.get("CRASH_AT"):
         name, _, number = at.partition(":")
         arm(name, int(number or 1))

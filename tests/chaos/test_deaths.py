@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(90)
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with World(tmp_path, seed=7) as made:
         yield made
+    assert made.left == []  # I4
 
 
 async def check(world: World, *, within_s: float = 30.0) -> None:
@@ -127,6 +128,63 @@ async def test_f09_a_frozen_server_is_asked_again(world: World) -> None:
     await publishing
 
     await check(world)
+
+
+HOSTILE = {
+    "f14-memory": ("def handle(event):\n    data = bytearray(900 * 2**20)\n    return len(data)\n", '[limits]\nmemory = "64MiB"\n'),
+    "f16-hung": (
+        "import signal\nfor n in (1, 2, 15):\n    signal.signal(n, signal.SIG_IGN)\ndef handle(event):\n    while True:\n        pass\n",
+        '[limits]\ntimeout = "500ms"\n',
+    ),
+    "f18-bomb": (
+        "import os, signal\ndef handle(event):\n    for _ in range(100):\n        try:\n            if os.fork() == 0:\n                os.setsid()\n"
+        "                signal.pause()\n        except OSError:\n            break\n    return 1\n",
+        "[limits]\npids = 64\n",
+    ),
+    "f20-garbage": (
+        "import os, socket, stat\ndef handle(event):\n    for fd in range(3, 64):\n        try:\n            if stat.S_ISSOCK(os.fstat(fd).st_mode):\n"
+        "                os.write(fd, b'\\xff' * 64)\n        except OSError:\n            pass\n    return 1\n",
+        "",
+    ),
+    "f20-length": (
+        "import os, stat\ndef handle(event):\n    for fd in range(3, 64):\n        try:\n            if stat.S_ISSOCK(os.fstat(fd).st_mode):\n"
+        "                os.write(fd, (2**32 - 1).to_bytes(4, 'big') + b'x')\n        except OSError:\n            pass\n    return 1\n",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_what_one_function_does_to_itself_is_its_own_end(world: World, name: str) -> None:
+    """Its events have one outcome each, those of the others too, and nothing that it started is left."""
+    world.function(name, *HOSTILE[name])
+    await world.node("a")
+    await world.publish(24, [name, "quick", "slow"])
+
+    await check(world)
+
+
+async def test_f21_events_that_cannot_be_decoded_are_letters_and_hold_up_nobody(world: World) -> None:
+    """One dead letter each, and never again."""
+    await world.node("a")
+    for number in range(5):
+        await world.stream.publish("chaos.quick", b"", headers={"Faas-Timeout": "soon", "Nats-Msg-Id": f"bad-{number}"})
+    await world.publish(20, ["quick", "slow"])
+
+    await check(world)
+    letters = [headers for headers, _ in await world.read("FAAS_DEAD", "faas.dead.default.quick")]
+    assert [head["Faas-Reason"] for head in letters] == ["event_invalid"] * 5
+
+
+async def test_f23_nodes_whose_clocks_are_an_hour_off_lose_and_expire_nothing(world: World) -> None:
+    """Leases and timeouts are on the monotonic clock; ages of minutes are nothing to a queue timeout of hours."""
+    await world.node("fast", environ={"SKEW_S": "3600"})
+    await world.node("slow", environ={"SKEW_S": "-3600"})
+    await world.publish(40, ["quick", "slow", "flaky"])
+
+    await check(world)
+    outcomes = [headers["Faas-Outcome"] for headers, _ in await world.read("FAAS_OUTCOMES", "faas.outcome.>")]
+    assert set(outcomes) == {"succeeded"}
 
 
 async def test_f22_an_event_that_always_kills_its_worker_blocks_nobody(world: World) -> None:

@@ -24,6 +24,7 @@ import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 
 from faas.bus.server import find_server
 
@@ -82,6 +83,7 @@ class World:
     accepted: dict[str, tuple[str, int]] = field(default_factory=dict)  # event id -> function, value
     outcomes: dict[str, list[float]] = field(default_factory=dict)  # event id -> when each was heard
     url: str = ""
+    left: list[str] = field(default_factory=list)  # processes that its nodes left behind
     _server: asyncio.subprocess.Process | None = None
     _client: Client | None = None
     _port: int = 0
@@ -106,6 +108,7 @@ class World:
                 except TimeoutError:
                     node.process.kill()
                     await node.process.wait()
+        self.left = self.left_behind()
         if self._client is not None:
             await self._client.close()
         if self._server is not None and self._server.returncode is None:
@@ -219,6 +222,19 @@ class World:
         process = self.nodes[name].process
         return [pid for pid, depth in _below(process.pid if process is not None else 0) if depth >= 5]
 
+    def left_behind(self) -> list[str]:
+        """Living processes of this world's sandboxes: their command lines name its folder."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                line = (entry / "cmdline").read_bytes() if entry.name.isdigit() and int(entry.name) != os.getpid() else b""
+                alive = line and (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if alive and str(self.folder).encode() in line and b"nats-server" not in line:
+                found.append(f"{entry.name} {line[:80]!r}")
+        return found
+
     def kill_worker(self, name: str) -> bool:
         """SIGKILL one worker of a node; False where it has none."""
         workers = self.workers(name)
@@ -232,17 +248,21 @@ class World:
 
     # ------------------------------------------------------------ events
 
+    @property
+    def stream(self) -> JetStreamContext:
+        """The bus as any publisher sees it."""
+        assert self._client is not None
+        return self._client.jetstream(timeout=2)
+
     async def publish(self, count: int, functions: list[str] | None = None) -> None:
         """Publish events with ids of their own, each until it is acknowledged."""
-        assert self._client is not None
-        stream = self._client.jetstream(timeout=2)
         for _ in range(count):
             number = len(self.accepted)
             function = self.random.choice(functions or list(FUNCTIONS))
             id, value = f"e{self.seed}-{number}", self.random.randrange(1000)
             while True:
                 try:
-                    await stream.publish(f"chaos.{function}", b"%d" % value, headers={"Nats-Msg-Id": id})
+                    await self.stream.publish(f"chaos.{function}", b"%d" % value, headers={"Nats-Msg-Id": id})
                     break
                 except (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError):
                     await asyncio.sleep(0.1)  # not acknowledged: the same id again
@@ -268,11 +288,12 @@ class World:
 
     async def _stored_outcomes(self) -> dict[str, list[Mapping[str, str]]]:
         found: dict[str, list[Mapping[str, str]]] = {}
-        for headers, _ in await self._read("FAAS_OUTCOMES", "faas.outcome.>"):
+        for headers, _ in await self.read("FAAS_OUTCOMES", "faas.outcome.>"):
             found.setdefault(headers["Faas-Event-Id"], []).append(headers)
         return found
 
-    async def _read(self, stream: str, subject: str) -> list[tuple[Mapping[str, str], bytes]]:
+    async def read(self, stream: str, subject: str) -> list[tuple[Mapping[str, str], bytes]]:
+        """(headers, body) of everything that a stream has under a subject."""
         assert self._client is not None
         jetstream = self._client.jetstream(timeout=5)
         subscription = await jetstream.subscribe(subject, stream=stream, ordered_consumer=True)
@@ -292,10 +313,10 @@ class World:
         """What the invariants say, once all has settled."""
         outcomes = await self._stored_outcomes()
         contents: dict[str, set[str]] = {}
-        for _, body in await self._read("FAAS_USAGE", "faas.usage.>"):
+        for _, body in await self.read("FAAS_USAGE", "faas.usage.>"):
             for record in json.loads(body):
                 contents.setdefault(record["record_id"], set()).add(json.dumps(record, sort_keys=True))
-        letters = {headers["Faas-Event-Id"] for headers, _ in await self._read("FAAS_DEAD", "faas.dead.>")}
+        letters = {headers["Faas-Event-Id"] for headers, _ in await self.read("FAAS_DEAD", "faas.dead.>")}
         told = [record for found in outcomes.values() for head in found for record in json.loads(head["Faas-Usage"])]
         executed = Counter(self.log.read_text().split("\n"))
         heard = sorted(times[0] for times in self.outcomes.values())
