@@ -132,6 +132,7 @@ async def test_what_nobody_knows_leaves_nothing_behind(node: Node, client: Clien
     assert await node.count("FAAS_OUTCOMES", f"faas.outcome.default.*.{'a' * 26}") == 0
 
 
+@pytest.mark.timeout(30)
 async def test_the_verb_says_what_became_of_it(node: Node, client: Client) -> None:
     """Exit 0 where the cancel won, 1 where it came too late or nothing has that id, 2 where that is no id."""
     url = node.info["nats"]
