@@ -15,16 +15,16 @@ from functools import cached_property
 from pathlib import Path
 
 HEIGHTS = {
-    0: "errors model invocation subjects units identity envelope processes version worker",
+    0: "errors model invocation runs tally subjects units identity envelope processes version worker",
     1: "config telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
     3: "pool accounting admission unended client",
-    4: "dispatcher intake cancelling rollout gateway",
+    4: "dispatcher intake cancelling questions rollout gateway",
     5: "app",
     6: "cli testing __main__",
 }
 HEIGHT = {part: height for height, parts in HEIGHTS.items() for part in parts.split()}
-SAME_HEIGHT = {("registry", "bus"), ("security", "bus"), ("intake", "dispatcher"), ("__main__", "cli")}
+SAME_HEIGHT = {("registry", "bus"), ("security", "bus"), ("intake", "dispatcher"), ("questions", "dispatcher"), ("__main__", "cli")}
 """Who may import whom at its own height; of height 0 everything but `worker` may import its neighbours."""
 
 HOMES = {
@@ -39,6 +39,7 @@ HOMES = {
     "packaging": ("environments/probe.py",),  # that of the interpreter that is asked, or pip's copy of it
     "pip": ("environments/probe.py",),
     "aiosqlite": ("accounting/projection.py",),
+    "prometheus_client": ("gateway/metrics.py",),
     "pynvml": ("gpu/",),
     "torch": ("worker/",),  # lazily, where the environment of the handler has it
     "pytest": ("testing/",),

@@ -1,0 +1,252 @@
+"""Keeps the projection filled from the streams, far from the way of any invocation, and strikes the balance: accepted = open + settled.
+
+It looks when somebody asks, and else every LOOK_S; between two batches it rests, so that it takes SHARE of a core at most while nobody waits. Knows
+streams, consumers and rows; no pool and no dispatcher.
+
+*The balance.* Per function, from what the bus holds and nothing else: accepted are the events in the stream that its consumer filters, each as the
+invocation that it is; settled are those of them with a stored outcome; open is what its consumers have pending or unacknowledged,
+and what waits in a schedule. `imbalance` = accepted - settled - open. It is taken when all streams are read to their ends and the
+consumers stood still meanwhile. At rest it is 0. Above: an event that was accepted is neither waiting nor ended. Below, for a moment: an outcome is
+stored and its event not acknowledged yet, or an event that has ended waits in the stream a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from faas import subjects
+from faas.accounting import rows as reading
+from faas.accounting.projection import Position, Projection, ProjectionAbsent
+from faas.accounting.rows import Matching, Rows
+from faas.bus import replay
+from faas.bus.connection import ApiError, Bus
+from faas.bus.replay import Consuming, Entry, Extent, Replay
+from faas.errors import BusUnavailable
+from faas.runs import Place
+
+log = structlog.get_logger()
+
+LOOK_S = 30.0
+"""Without a question: what a stream keeps for a day is read in time all the same."""
+SETTLE_S = 5.0
+"""After a look that found something new: a balance is struck when nothing is."""
+SHARE = 0.02
+BATCH = 64
+"""Small, since one batch holds the event loop up for some 2 ms."""
+ASKED_S = 4.0
+"""How long a question may wait for what it is about to be read."""
+PRUNE_S = 3600.0
+SCHEDULES = "FAAS_SCHEDULES"
+"""Where back-offs and schedules wait, and their subjects below it."""
+RETRY = "faas.retry."
+
+
+Read = Callable[[list[Entry]], Awaitable[Rows]]
+"""What a batch of one stream comes to."""
+
+
+@dataclass(slots=True, frozen=True)
+class Balance:
+    """Struck at one moment, by (tenant, function); `at` is seconds since the epoch, 0 before the first."""
+
+    at: float = 0.0
+    open: dict[tuple[str, str], int] = field(default_factory=dict)
+    imbalance: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+class Follower:
+    """`open` it; `current` waits until what is on the bus by now is in the projection."""
+
+    def __init__(self, bus: Bus, projection: Projection, replay: Replay) -> None:
+        self._bus, self.projection, self._replay = bus, projection, replay
+        self._asked = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._serving: list[asyncio.Future[None]] = []
+        self._pruned_monotonic = 0.0
+        self._next_look_s = LOOK_S
+        self.behind = 0
+        self.balance = Balance()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, bus: Bus, path: Path) -> AsyncIterator[Follower]:
+        async with Projection.open(path) as projection, Replay.open(bus) as replay:
+            follower = cls(bus, projection, replay)
+            async with asyncio.TaskGroup() as group:
+                following = group.create_task(follower._run())
+                try:
+                    yield follower
+                finally:
+                    following.cancel()
+
+    async def current(self, within_s: float = ASKED_S) -> None:
+        """Wait until all that is on the bus at this moment is read, or so long; then `behind` says how much is not."""
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        self._asked.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await done
+
+    async def _run(self) -> None:
+        said = ""
+        while True:
+            self._asked.clear()
+            self._serving, self._waiting = self._waiting, []
+            try:
+                await self._look()
+                said = ""
+            except ProjectionAbsent:
+                pass  # said where it failed
+            except (BusUnavailable, ApiError) as error:
+                if str(error) != said:
+                    log.warning("projection.not_filled", error=str(error))
+                said = str(error)
+            for waiting in self._serving:
+                if not waiting.done():
+                    waiting.set_result(None)
+            self._serving = []
+            await self._rest(self._next_look_s)
+
+    async def _rest(self, seconds: float) -> None:
+        """Until then, or until somebody asks."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._asked.wait()
+
+    # ------------------------------------------------------------ one look
+
+    async def _look(self) -> None:
+        consumers = await replay.consuming(self._bus, subjects.EVENTS)
+        if self.projection.absent:
+            await self.projection.write("", Position(), Rows())  # it may be there again
+        positions = await self.projection.positions()
+        extents = {
+            name: await replay.extent(self._bus, name) for name in (subjects.EVENTS, subjects.OUTCOMES, subjects.USAGE, subjects.DEAD)
+        }
+        outcomes = extents[subjects.OUTCOMES]
+        kept_since = outcomes.first_ts if outcomes is not None and outcomes.first > 1 else ""
+        self.behind = sum(_unread(extents[name], positions.get(name)) for name in extents)
+        quiet = not self.behind
+        for stream, read in (
+            (subjects.EVENTS, self._events(Matching(consumers))),
+            (subjects.OUTCOMES, self._outcomes),
+            (subjects.USAGE, _usage),
+            (subjects.DEAD, _letters),
+        ):
+            there = extents[stream]
+            if there is not None:
+                await self._follow(stream, read, there=there, known=positions.get(stream), since=kept_since)
+        now = time.monotonic()
+        if now - self._pruned_monotonic > PRUNE_S:
+            self._pruned_monotonic = now
+            await self.projection.prune(int(time.time() * 1000))
+        await self._strike(consumers, quiet=quiet)
+
+    async def _follow(self, stream: str, read: Read, *, there: Extent, known: Position | None, since: str) -> None:
+        """Read a stream from where it is known to its end. `since` is when the oldest outcome came that is kept: of events before it the end may be gone."""
+        anew = known is None or known.created != there.created or there.last < known.sequence
+        if known is None or anew:  # another stream of that name: what it holds is not known at all
+            since = since if stream == subjects.EVENTS else ""
+            known = Position(created=there.created, blind_ms=replay.moment_ms(since) if since else 0)
+        elif stream == subjects.OUTCOMES and there.first > known.sequence + 1:
+            known = Position(created=there.created, sequence=known.sequence, blind_ms=replay.moment_ms(there.first_ts))
+        if not _unread(there, known) and not anew:
+            return
+        began = time.monotonic()
+        batches = self._replay.after(stream, known.sequence, batch=BATCH, heads=stream != subjects.USAGE, since=since if anew else "")
+        async for entries in batches:
+            rows = await read(entries)
+            known = Position(created=there.created, sequence=entries[-1].sequence, blind_ms=known.blind_ms)
+            await self.projection.write(stream, known, rows)
+            self.behind = max(0, self.behind - len(entries))
+            if not self._serving and not self._asked.is_set():
+                await self._rest((time.monotonic() - began) * (1 / SHARE - 1))
+            began = time.monotonic()
+        known = Position(created=there.created, sequence=max(known.sequence, there.last), blind_ms=known.blind_ms)
+        await self.projection.write(stream, known, Rows())  # the last ones may be deleted already
+
+    def _events(self, matching: Matching) -> Read:
+        async def read(entries: list[Entry]) -> Rows:
+            found = Rows()
+            for entry in entries:
+                if functions := matching.functions(entry):
+                    body = await self._body(entry) if reading.is_structured(entry) else b""
+                    found.accepted += reading.accepted(entry, functions, body)
+            return found
+
+        return read
+
+    async def _outcomes(self, entries: list[Entry]) -> Rows:
+        found = Rows()
+        for entry in entries:
+            row = reading.ended(entry, await self._body(entry) if reading.failed(entry) else b"")
+            if row is not None:
+                found.ended.append(row)
+                if row.detail and row.attempts:
+                    found.details.append((f"{row.invocation}.{row.attempts}", row.detail))
+        return found
+
+    async def _body(self, entry: Entry) -> bytes:
+        """Of one message whose head alone was read; b"" where it is gone."""
+        return await replay.body_at(self._bus, entry.stream, entry.sequence)
+
+    # ------------------------------------------------------------ the balance
+
+    async def _strike(self, before: list[Consuming], *, quiet: bool) -> None:
+        """Only where nothing was unread when the look began, and no consumer moved while it went on."""
+        self._next_look_s = LOOK_S if quiet else SETTLE_S
+        if not quiet:
+            return
+        after = await replay.consuming(self._bus, subjects.EVENTS)
+        if after != before:
+            return
+        waiting = await replay.counts(self._bus, SCHEDULES, f"{RETRY}>")
+        held: dict[tuple[str, str], int] = {}
+        for consumer in after:
+            key = (consumer.tenant, consumer.function)
+            held[key] = held.get(key, 0) + consumer.open
+        for subject, count in waiting.items():
+            tokens = subject.split(".")
+            if len(tokens) == 5 and (tokens[2], tokens[3]) in held:
+                held[tokens[2], tokens[3]] += count
+        positions = await self.projection.positions()
+        blind_ms = max((position.blind_ms for position in positions.values()), default=0)
+        unsettled = await self.projection.open_by_function(blind_ms)
+        imbalance = {key: unsettled.get(key, 0) - count for key, count in held.items()}
+        for key, count in imbalance.items():
+            if count > 0 and count != self.balance.imbalance.get(key):
+                log.error("conservation.broken", tenant=key[0], function=key[1], lost=count)
+        self.balance = Balance(at=time.time(), open=held, imbalance=imbalance)
+
+    # ------------------------------------------------------------ where an event stands
+
+    async def place(self, tenant: str, function: str, *, invocation: str, sequence: int) -> Place:
+        """Where the event of an invocation that has not ended stands. Raises BusUnavailable."""
+        retry_at_ms = await replay.due_ms(self._bus, SCHEDULES, f"{RETRY}{tenant}.{function}.{invocation}")
+        own = [one for one in await replay.consuming(self._bus, subjects.EVENTS) if (one.tenant, one.function) == (tenant, function)]
+        delivered = any(sequence <= one.delivered for one in own)
+        before = 0 if delivered else max(0, sum(one.pending for one in own) - 1)
+        return Place(delivered=delivered, before=before, retry_at_ms=retry_at_ms, served=bool(own))
+
+
+def _unread(there: Extent | None, known: Position | None) -> int:
+    if there is None:
+        return 0
+    sequence = known.sequence if known is not None and known.created == there.created else there.first - 1
+    return max(0, there.last - max(sequence, there.first - 1))
+
+
+async def _usage(entries: list[Entry]) -> Rows:
+    return Rows(used=[record for entry in entries for record in reading.used(entry)])
+
+
+async def _letters(entries: list[Entry]) -> Rows:
+    return Rows(buried=[letter for entry in entries if (letter := reading.buried(entry)) is not None])
