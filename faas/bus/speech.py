@@ -172,13 +172,12 @@ class Voice:
         self._spoken.set()
 
 
-def event_of(subject: str, body: bytes, *, id: str, source: str, content_type: str, depth: int, traceparent: str) -> Published:
-    """A handler's event as a CloudEvent in binary mode, stored once however often it is sent."""
+def event_of(subject: str, body: bytes, *, id: str, source: str, content_type: str, depth: int, trace: tuple[str, str]) -> Published:
+    """A handler's event as a CloudEvent in binary mode, stored once however often it is sent; `trace` is (traceparent, tracestate)."""
     attributes = {"specversion": "1.0", "id": id, "source": source, "type": "faas.published", "datacontenttype": content_type}
     lines = [("Content-Type", content_type), ("Faas-Depth", str(depth)), ("Nats-Msg-Id", id)]
-    return Published(
-        subject, body, binary_head(attributes) + encode_head([*lines, *([("traceparent", traceparent)] if traceparent else [])])
-    )
+    lines += [(name, value) for name, value in zip(("traceparent", "tracestate"), trace, strict=True) if value]
+    return Published(subject, body, binary_head(attributes) + encode_head(lines))
 
 
 def _chunk_head(voice: Voice, content_type: str) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from faas.worker import wire
+from faas.worker.trace import span_of
 
 SAID_EVERY_S = 0.1
 """Between two words on progress, or on meters: a training loop reports thousands of steps a second."""
@@ -116,6 +117,7 @@ class Context:
     _make_event: Callable[[], Event] | None = None
     _event: Event | None = None
     _published: int = 0
+    _caused_by: str = ""  # the traceparent of the event
 
     @property
     def event(self) -> Event | None:
@@ -123,6 +125,11 @@ class Context:
         if self._event is None and self._make_event is not None:
             self._event = self._make_event()
         return self._event
+
+    @property
+    def traceparent(self) -> str:
+        """W3C trace context of this attempt, for whatever it calls: a child of the event's, else the begin of a trace; "" while loading."""
+        return span_of(self._caused_by, self.invocation_id, self.attempt) if self.invocation_id else ""
 
     @property
     def deadline(self) -> datetime | None:

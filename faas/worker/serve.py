@@ -222,6 +222,7 @@ class _Function:
     def _put_into(self, context: Context, message: wire.Invoke) -> None:
         context.invocation_id, context.attempt = message.invocation_id, message.attempt
         context._is_cancelled = self._calls.is_cancelled
+        context._caused_by = message.extensions.get("traceparent", "")
         context._deadline_monotonic = time.monotonic() + message.remaining_s
         context._make_event = functools.partial(loader.event_of, message)
 

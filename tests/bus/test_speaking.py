@@ -14,7 +14,7 @@ def voice_of(speech: Speech, chunk_to: str = "") -> Voice:
 
 def an_event(subject: str, number: int) -> Published:
     return event_of(
-        subject, b"1", id=f"{subject}.{number}", source="/s", content_type="application/json", depth=1, traceparent=""
+        subject, b"1", id=f"{subject}.{number}", source="/s", content_type="application/json", depth=1, trace=("", "")
     )  # fmt: skip
 
 
