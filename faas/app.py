@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,8 @@ from faas.environments.current import CurrentInterpreter
 from faas.environments.profile import load_profiles
 from faas.errors import ConfigInvalid, StateLocked
 from faas.gateway.health import HealthServer
-from faas.intake import Intake
+from faas.gateway.metrics import exposition
+from faas.intake import Drained, Intake
 from faas.model import FunctionReport, FunctionSpec, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
 from faas.pool.metering import Billing
@@ -48,8 +50,10 @@ from faas.pool.output import Line
 from faas.pool.pool import WorkerPool
 from faas.pool.process import ProcessBackend
 from faas.pool.worker import Worker
+from faas.questions import Questions
 from faas.registry.declared import in_effect
 from faas.registry.spec import read_functions
+from faas.tally import Tally
 from faas.version import __version__
 
 log = structlog.get_logger()
@@ -59,6 +63,7 @@ GRACE_S = 10.0
 
 Environments = Builder | CurrentInterpreter
 OnBuild = Callable[[BuildProgress], None]
+OnStopped = Callable[[Drained], None]
 
 
 class NodeInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -74,16 +79,21 @@ class NodeInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     building: tuple[str, ...] = ()  # profiles and functions whose environment is not there yet
 
 
-async def serve(config: Config, stop: asyncio.Event, ready: Callable[[NodeInfo], None]) -> None:
-    """Run a node until `stop` is set, then drain it. `ready` is called once, when every function is served. Raises as `running` does."""
-    async with running(config) as info:
+async def serve(config: Config, stop: asyncio.Event, ready: Callable[[NodeInfo], None], *, stopped: OnStopped) -> None:
+    """Run a node until `stop` is set, then drain it. `ready` is called once, when every function is served, `stopped` at the end.
+
+    Raises as `running` does.
+    """
+    async with running(config, on_stopped=stopped) as info:
         ready(info)
         await stop.wait()
         log.info("node.draining", node=config.node)
 
 
 @asynccontextmanager
-async def running(config: Config, *, eager: bool = True, on_build: OnBuild | None = None) -> AsyncIterator[NodeInfo]:
+async def running(
+    config: Config, *, eager: bool = True, on_build: OnBuild | None = None, on_stopped: OnStopped | None = None
+) -> AsyncIterator[NodeInfo]:
     """A node that serves while the block runs, and drains when it is left. A part that fails ends the block.
 
     `eager` builds environments and keeps sandboxes warm from the start; else the first event of a profile does.
@@ -94,11 +104,17 @@ async def running(config: Config, *, eager: bool = True, on_build: OnBuild | Non
     def not_ready() -> list[str]:
         return [*missing, *([] if bus is None or bus.connected else ["bus"])]
 
+    async def metrics() -> bytes:
+        return b"" if node is None else await node.metrics()
+
     bus: Bus | None = None
+    node: _Node | None = None
     try:
         async with AsyncExitStack() as stack:
             stack.enter_context(_state_folder(config.state, config.node))
-            http = await stack.enter_async_context(HealthServer.open(*config.http_address, ready=not_ready))
+            absent = lambda: "" if node is None else node.absent  # noqa: E731
+            health = HealthServer.open(*config.http_address, ready=not_ready, absent=absent, metrics=metrics)
+            http = await stack.enter_async_context(health)
             profiles, broken = await asyncio.to_thread(load_profiles, config.runtimes)
             for error in broken:
                 log.error("profile.invalid", error=str(error))
@@ -118,6 +134,9 @@ async def running(config: Config, *, eager: bool = True, on_build: OnBuild | Non
                 yield msgspec.structs.replace(info, building=node.building if eager else ())
             finally:
                 missing.append("the next start: this node stops")
+        log.info("node.stopped", node=config.node, **asdict(node.drained))
+        if on_stopped is not None:
+            on_stopped(node.drained)
     except BaseExceptionGroup as group:
         raise _only(group) from group
 
@@ -131,10 +150,18 @@ class _Node:
     """The parts that run functions, put together on one bus."""
 
     def __init__(
-        self, config: Config, bus: Bus, *, environments: Environments, pool: WorkerPool, intake: Intake, captured: dict[str, str]
+        self,
+        config: Config,
+        bus: Bus,
+        *,
+        environments: Environments,
+        pool: WorkerPool,
+        intake: Intake,
+        questions: Questions,
+        captured: dict[str, str],
     ) -> None:
         self._config, self._bus, self._environments = config, bus, environments
-        self._pool, self._intake, self._captured = pool, intake, captured
+        self._pool, self._intake, self._questions, self._captured = pool, intake, questions, captured
         self.reports: list[FunctionReport] = []
         self._not_enforced: tuple[str, ...] = ()
         self._served: dict[tuple[str, str], FunctionVersion] = {}
@@ -162,14 +189,20 @@ class _Node:
                     config.pool, backend, build, build_overlay=build_overlay, stage=mounts.stage, result_limit_bytes=limit_bytes
                 )
             )
-            dispatcher = _dispatcher(config, bus, outcomes, pool=pool, speech=speech, usage=usage, captured=captured)
+            attempts = _attempts(config, outcomes, pool=pool, speech=speech)
+            dispatcher = _dispatcher(bus, attempts, outcomes, speech=speech, usage=usage, captured=captured)
+            questions = await stack.enter_async_context(
+                Questions.open(
+                    bus, config.node, database=config.state / "runs.db", tally=attempts.tally, pool=pool, unended=dispatcher.unended
+                )
+            )
             heartbeats = await stack.enter_async_context(Heartbeats.open(config.bus.ack_wait_s))
             service = await stack.enter_async_context(Service.open(bus, node=config.node, version=__version__))
             intake = await stack.enter_async_context(
                 Intake.open(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, grace_s=GRACE_S)
             )
             cancelling = await stack.enter_async_context(Cancelling.open(bus, outcomes, dispatcher.unended))
-            node = cls(config, bus, environments=environments, pool=pool, intake=intake, captured=captured)
+            node = cls(config, bus, environments=environments, pool=pool, intake=intake, questions=questions, captured=captured)
             node._cancelling = cancelling
             cancelling.functions = node._spec
             node._not_enforced = tuple(sorted({"memory", "cpus", "pids"} - backend.enforced))
@@ -224,6 +257,19 @@ class _Node:
         return function.spec if function is not None else None
 
     @property
+    def absent(self) -> str:
+        return self._questions.absent
+
+    @property
+    def drained(self) -> Drained:
+        """What its stop came to, once it has."""
+        return self._intake.drained
+
+    async def metrics(self) -> bytes:
+        """The text of one scrape."""
+        return await exposition(self._questions.tally, partial(self._questions.snapshot, self._config.pool.slots_or_default))
+
+    @property
     def building(self) -> tuple[str, ...]:
         return self._pool.building
 
@@ -261,13 +307,16 @@ class _Node:
         )
 
 
-def _dispatcher(
-    config: Config, bus: Bus, outcomes: Outcomes, *, pool: WorkerPool, speech: Speech, usage: UsageRecords, captured: dict[str, str]
-) -> Dispatcher:
+def _attempts(config: Config, outcomes: Outcomes, *, pool: WorkerPool, speech: Speech) -> Attempts:
     prices = config.prices
     table = PriceTable(version=prices.version, cpu_hour=prices.cpu_hour, gib_hour=prices.gib_hour, gpu_hour=prices.gpu_hour)
     billing = Billing(table, node=config.node, bill_loading=prices.bill_loading)
-    attempts = Attempts(pool, billing, speech, result_limit_bytes=outcomes.result_limit_bytes)
+    return Attempts(pool, billing, speech, tally=Tally(), result_limit_bytes=outcomes.result_limit_bytes)
+
+
+def _dispatcher(
+    bus: Bus, attempts: Attempts, outcomes: Outcomes, *, speech: Speech, usage: UsageRecords, captured: dict[str, str]
+) -> Dispatcher:
     letters, schedules = Letters(bus), Schedules(bus)
     return Dispatcher(attempts, outcomes, letters=letters, schedules=schedules, speech=speech, usage=usage, captured=captured)
 

@@ -22,11 +22,13 @@ from faas import subjects
 from faas.calling.cancels import Cancelled, cancel, function_of
 from faas.calling.connection import CONNECT_S, PAUSE_S, QUESTION_S, Connection, open_connection
 from faas.calling.flows import LogLine, in_order, items_of, lines_of
+from faas.calling.history import RunInFull, Why, in_full, moment_of, told
 from faas.calling.letters import Letter, Which, letters, redrive, remove
 from faas.calling.outcomes import listening, outcomes_of
 from faas.envelope import Outgoing, Published, Reply, Ticket, check_size, completed, encode, outgoing
 from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
-from faas.model import NAME_PATTERN, FunctionReport
+from faas.model import NAME_PATTERN, OUTCOME_OF_REASON, FunctionReport
+from faas.runs import RUNS_LIMIT, Filter, Run
 from faas.units import Duration
 
 ANSWER_S = 3600.0
@@ -222,11 +224,50 @@ class Client:
         `since` ("10m", or seconds) leaves out what is older.
         """
         _check_name(function, tenant)
-        if invocation and not (invocation.isalnum() and invocation.isascii()):
-            raise ConfigInvalid(f"{invocation[:80]!r} is no invocation; it has 26 letters and digits, as `faas invoke --async` prints them")
+        if invocation:
+            _check_invocation(invocation)
         subject = subjects.log(tenant, function, invocation or "*")
         async for line in lines_of(self._connection, subject, follow=follow, since_s=None if since is None else _seconds(since, "since")):
             yield line
+
+    async def runs(
+        self,
+        *,
+        function: str = "",
+        tenant: str = "",
+        outcome: str = "",
+        since: str | float | None = None,
+        until: str | float | None = None,
+        limit: int = 50,
+    ) -> list[Run]:
+        """What ran on any node in the last 30 days, newest first. `outcome` may be "open".
+
+        `since` and `until` are moments ("2026-11-24T08:00:00Z") or how long ago ("10m", or seconds).
+        """
+        known = ("open", *sorted(set(OUTCOME_OF_REASON.values())))
+        if outcome and outcome not in known:
+            raise ConfigInvalid(f"outcome: {outcome[:40]!r} is none; {', '.join(known)}")
+        if not 1 <= limit <= RUNS_LIMIT:
+            raise ConfigInvalid(f"limit: {limit} is not between 1 and {RUNS_LIMIT}")
+        asked = Filter(
+            function=function,
+            tenant=tenant,
+            outcome=outcome,
+            since_ms=moment_of("since", since),
+            until_ms=moment_of("until", until),
+            limit=limit,
+        )
+        return list((await told(self._connection, asked)).runs)
+
+    async def run(self, invocation: str) -> RunInFull:
+        """One invocation in full: its attempts and what they used, its dead letter, and what a node does with it now. Raises NoSuchInvocation."""
+        _check_invocation(invocation)
+        return (await in_full(self._connection, invocation))[0]
+
+    async def why(self, invocation: str) -> Why:
+        """Why an invocation waits, runs, or ended as it did. Raises NoSuchInvocation."""
+        _check_invocation(invocation)
+        return (await in_full(self._connection, invocation))[1]
 
     async def cancel(self, invocation: str | Ticket, *, function: str = "", tenant: str = "default") -> Cancelled:
         """End an invocation as `cancelled`: waiting in the stream, in a back-off, on a node's queue, or running, on whichever node.
@@ -335,6 +376,11 @@ def _check_name(function: str, tenant: str) -> None:
     for what, name in (("function", function), ("tenant", tenant)):
         if not _NAME.fullmatch(name):
             raise NoSuchFunction(f"no {what} {name!r}: a name begins with a-z, then a-z, 0-9 and -; `faas functions` lists what there is")
+
+
+def _check_invocation(invocation: str) -> None:
+    if not (invocation.isalnum() and invocation.isascii() and len(invocation) <= 64):
+        raise ConfigInvalid(f"{invocation[:80]!r} is no invocation; it has 26 letters and digits, as `faas invoke --async` prints them")
 
 
 def _deadline(head: dict[str, str], timeout: str | float | None) -> float:

@@ -30,9 +30,10 @@ from faas.errors import BusUnavailable, StoreRefused
 from faas.identity import invocation_id
 from faas.invocation import Invocation
 from faas.model import Due, Ended, EventInvalid, FunctionVersion, Outcome, Phases
-from faas.pool.attempt import Attempt, Attempts
+from faas.pool.attempt import Attempt, Attempts, trace_of
 from faas.pool.lease import Draining
 from faas.scheduling import retry
+from faas.tally import Tally
 from faas.unended import Unended
 
 log = structlog.get_logger()
@@ -180,6 +181,7 @@ class Dispatcher:
             if found.outcome == "cancelled" and attempt.record is not None:
                 await self._usage.add(*invocation.function.key, attempt.record)  # whoever cancelled it knew nothing of this attempt
             return found
+        self.tally.end(invocation.function.key, outcome.ended.reason)
         # Behind the outcome: a load whose attempt died with its node is done again under the same record id.
         if attempt.load_record is not None:
             await self._usage.add(*invocation.function.key, attempt.load_record)
@@ -286,6 +288,7 @@ class Dispatcher:
         if attempt.measured:
             self._usage.add(*invocation.function.key, *_records_of(attempt))
         await self._emit(invocation, outcome)
+        self.tally.end(invocation.function.key, outcome.ended.reason)
         _log_end(invocation, outcome)
         return outcome.ended.reason
 
@@ -297,6 +300,11 @@ class Dispatcher:
         return retry.delay_s(
             invocation.function.spec.retry, attempt.ended, attempts=invocation.billable_attempts + 1, random=random.random()
         )
+
+    @property
+    def tally(self) -> Tally:
+        """What is counted of this node."""
+        return self._attempts.tally
 
     async def _emit(self, invocation: Invocation, outcome: Outcome) -> None:
         """A succeeded result is an event too, where the function says so."""
@@ -332,6 +340,9 @@ async def _pause(invocation: Invocation, delay_s: float) -> None:
 
 def _outcome(invocation: Invocation, attempt: Attempt) -> Outcome:
     spec = invocation.function.spec
+    # Where no trace came, only an event that is caused needs one of its own: the others would pay for it.
+    traced = "traceparent" in invocation.event.extensions or spec.output.publish
+    traceparent, tracestate = trace_of(invocation) if traced else ("", "")
     return Outcome(
         invocation_id=invocation.id,
         tenant=spec.tenant,
@@ -342,7 +353,8 @@ def _outcome(invocation: Invocation, attempt: Attempt) -> Outcome:
         ended=attempt.ended,
         phases=attempt.phases,
         depth=invocation.control.depth,
-        traceparent=invocation.event.extensions.get("traceparent", ""),
+        traceparent=traceparent,
+        tracestate=tracestate,
         redrive_of=invocation.due.redrive_of if invocation.due is not None else "",
     )
 

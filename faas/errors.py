@@ -136,3 +136,9 @@ class NoSuchFunction(FaasError):
     """Nobody answers for a function: it is not registered on any node, or it is invalid."""
 
     code = "unknown_function"
+
+
+class NoSuchInvocation(FaasError):
+    """No node knows an invocation: it never was, or it is older than what is kept."""
+
+    code = "unknown_invocation"

@@ -45,6 +45,15 @@ _UNAVAILABLE = encode_head([("Nats-Service-Error-Code", "503"), ("Nats-Service-E
 _BROKEN = encode_head([("Nats-Service-Error-Code", "500"), ("Nats-Service-Error", "this node failed to answer; its log says why")])
 
 
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Drained:
+    """What a stop came to: invocations that ended after its signal, that were given back unstarted, and attempts that were killed."""
+
+    finished: int = 0
+    given_back: int = 0
+    killed: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class _Inlet:
     """One function's ways in."""
@@ -68,6 +77,7 @@ class Intake:
         self._dispatcher, self._heartbeats, self._group = dispatcher, heartbeats, group
         self._inlets: list[_Inlet] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.drained = Drained()
 
     @classmethod
     @asynccontextmanager
@@ -174,6 +184,8 @@ class Intake:
 
     async def _drain(self, grace_s: float) -> None:
         """Ask for nothing more, hand back what waits, let what runs finish within the grace, then kill it and write that down."""
+        tally, killed = self._dispatcher.tally, 0
+        ended, given_back = tally.ended, tally.given_back
         for inlet in self._inlets:
             for puller in inlet.pullers:
                 await puller.stop()
@@ -190,6 +202,7 @@ class Intake:
             await asyncio.wait(self._tasks, timeout=ABORT_S)
         for task in self._tasks:
             task.cancel()
+        self.drained = Drained(finished=tally.ended - ended, given_back=tally.given_back - given_back, killed=killed)
 
 
 async def _bounded(work: Coroutine[None, None, None]) -> None:

@@ -28,6 +28,9 @@ class Invocation:
     items: int = 0  # of its stream, that the last attempt has sent
     due: Due | None = None  # what it was before it came over `faas.due...`
     cancelled: bool = False
+    stage: Literal["", "queued", "loading", "running"] = ""  # of its attempt; "" while it is looked up, or its end is written
+    worker: str = ""  # that has it, or had it last
+    since_monotonic: float = 0.0  # when it got that worker, or began to run
     on_cancel: Callable[[], None] | None = None  # ends what it does at this moment: waiting for its turn, or running
 
     def cancel(self) -> None:

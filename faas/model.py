@@ -312,7 +312,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     ended: Ended
     phases: Phases
     depth: int = 0
-    traceparent: str = ""
+    traceparent: str = ""  # of its last attempt
+    tracestate: str = ""
     redrive_of: str = ""
 
 

@@ -54,6 +54,16 @@ class Unended:
         here = self._here.get(invocation)
         return "" if here is None else "durable" if here.durable else "answered"
 
+    def find(self, invocation: str) -> Invocation | None:
+        """What has not ended on this node, by its id."""
+        here = self._here.get(invocation)
+        return here.invocation if here is not None else None
+
+    @property
+    def invocations(self) -> list[Invocation]:
+        """All that have not ended on this node."""
+        return [here.invocation for here in self._here.values()]
+
     def cancel(self, invocation: str, *, until: float) -> None:
         """End it here, and start it no more until then; its outcome is stored already, where it has one."""
         if len(self._cancelled) >= CANCELLED_LIMIT:

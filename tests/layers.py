@@ -24,7 +24,7 @@ HEIGHTS = {
     6: "cli testing __main__",
 }
 HEIGHT = {part: height for height, parts in HEIGHTS.items() for part in parts.split()}
-SAME_HEIGHT = {("registry", "bus"), ("security", "bus"), ("intake", "dispatcher"), ("questions", "dispatcher"), ("__main__", "cli")}
+SAME_HEIGHT = {("registry", "bus"), ("security", "bus"), ("intake", "dispatcher"), ("__main__", "cli")}
 """Who may import whom at its own height; of height 0 everything but `worker` may import its neighbours."""
 
 HOMES = {

@@ -27,6 +27,8 @@ HEAD_LIMIT_BYTES = 65_000
 """JetStream stores no message whose headers have more than 65,535 bytes (error 10097)."""
 RECORDS_BYTES = 44 * 1024
 """Of the head, for usage records: the latest that fit; earlier ones are in FAAS_USAGE since their attempts ended."""
+DETAIL_CHARACTERS = 500
+"""Of why an attempt ended that is tried again: nothing else on the bus tells it."""
 GUARD_BYTES = 256
 """Names of the headers that only a stored outcome has, and their own line ends."""
 
@@ -138,6 +140,8 @@ def head_of(outcome: Outcome, content_type: str) -> bytes:
         text += f"Faas-Redrive-Of: {outcome.redrive_of}\r\n"
     if outcome.traceparent:
         text += f"traceparent: {outcome.traceparent}\r\n"
+        if outcome.tracestate:
+            text += f"tracestate: {outcome.tracestate}\r\n"
     return head + text.encode()
 
 
@@ -205,7 +209,9 @@ class Outcomes:
     async def store_attempts(self, outcome: Outcome, records: tuple[bytes, ...], *, after: int) -> bool:
         """Store the records so far of an invocation that is tried again, guarded by the sequence of the last such store. False: another was faster."""
         subject = subjects.attempt(outcome.tenant, outcome.function, outcome.invocation_id)
-        head = head_of(outcome, "application/json") + f"Nats-Expected-Last-Subject-Sequence: {after}\r\n".encode()
+        detail = outcome.ended.detail[:DETAIL_CHARACTERS].encode("ascii", "backslashreplace").decode()
+        guard = encode_head([("Faas-Detail", detail), ("Nats-Expected-Last-Subject-Sequence", str(after))])
+        head = head_of(outcome, "application/json") + guard
         try:
             await self._bus.store(subject, join_records(records), head=head)
         except AlreadyStored:

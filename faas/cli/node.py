@@ -16,6 +16,7 @@ from faas.errors import ConfigInvalid
 
 if TYPE_CHECKING:
     from faas.config import Config
+    from faas.intake import Drained
 
 KILLED = 130
 DEFAULT_BUS = "127.0.0.1:4222"
@@ -33,7 +34,7 @@ class Addresses:
 
     nats: Annotated[str | None, Parameter(help="URL of a NATS server that is there already; else an embedded one is started.")] = None
     bus: Annotated[str | None, Parameter(help="HOST:PORT of the embedded server, default 127.0.0.1:4222; port 0 chooses.")] = None
-    http: Annotated[str, Parameter(help="HOST:PORT of /healthz and /readyz; port 0 chooses.")] = "127.0.0.1:8080"
+    http: Annotated[str, Parameter(help="HOST:PORT of /healthz, /readyz and /metrics; port 0 chooses.")] = "127.0.0.1:8080"
 
 
 @Parameter(name="*")
@@ -135,10 +136,16 @@ def run(settings: Config, *, json: bool) -> int:
             building = f"; not built yet: {', '.join(info.building)}, whose events wait" if info.building else ""
             print(f"faas: node {info.node} is ready: nats {info.nats} http {info.http}{building}", flush=True)
 
+    def stopped(drained: Drained) -> None:
+        if not json:
+            killed = f", {drained.killed} killed when the grace ran out" if drained.killed else ""
+            finished = f"{drained.finished} finished after the signal, {drained.given_back} given back unstarted{killed}"
+            print(f"faas: node {settings.node} has stopped: invocations: {finished}", flush=True)
+
     async def node() -> None:
         stop = asyncio.Event()
         stop_at_signals(stop)
-        await serve(settings, stop, ready)
+        await serve(settings, stop, ready, stopped=stopped)
 
     uvloop.run(node())
     return 0

@@ -19,8 +19,6 @@ NOT_YET = frozenset(
         "sweep",
         "token",
         "nats-config",
-        "runs",
-        "why",
         "top",
         "usage",
         "budgets",

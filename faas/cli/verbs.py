@@ -40,6 +40,16 @@ Example: faas invoke hello '{"name": "Ada"}'""",
     "faas.cli.logs:logs": """Print what a function printed and logged, of all invocations that are kept (24 hours), or of one.
 
 Example: faas logs hello -f""",
+    "faas.cli.runs:runs": """List what ran on any node, newest first; with an invocation, show that one in full.
+
+In full: event, attempts with phases, node and usage, what it printed and logged, its dead letter. 30 days are kept.
+
+Example: faas runs --function hello --outcome failed --since 1h""",
+    "faas.cli.runs:why": """Say why an invocation waits, runs, or ended as it did.
+
+Waiting: in the stream, in a back-off, or in the queue of a node and for what. Ended: each attempt with its reason.
+
+Example: faas why INVOCATION""",
     "faas.cli.new:new": """Make a function folder that runs as it is: handler, function.toml, example event, test.
 
 Templates: plain (a function), class (loads once, answers often), stream (a generator), async, torch (a model, on a GPU where there is one).

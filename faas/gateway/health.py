@@ -1,15 +1,17 @@
-"""`/healthz` and `/readyz`: whether the node lives, and what it still waits for. Knows nothing else of the node."""
+"""`/healthz`, `/readyz` and `/metrics`: whether the node lives, what it still waits for, what it counts. Knows nothing else of the node."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from faas.errors import ConfigInvalid
+
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(slots=True)
@@ -20,8 +22,13 @@ class HealthServer:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, host: str, port: int, *, ready: Callable[[], list[str]]) -> AsyncIterator[HealthServer]:
-        """Listen until the block is left. `ready` names what is missing; nothing means ready. Raises ConfigInvalid where the port is in use."""
+    async def open(
+        cls, host: str, port: int, *, ready: Callable[[], list[str]], absent: Callable[[], str], metrics: Callable[[], Awaitable[bytes]]
+    ) -> AsyncIterator[HealthServer]:
+        """Listen until the block is left. `ready` names what is missing; nothing means ready. `absent` says what is away and not needed, "" where nothing is.
+
+        `metrics` is the text of one scrape, b"" before there is any. Raises ConfigInvalid where the port is in use.
+        """
 
         async def healthz(request: web.Request) -> web.Response:
             return web.json_response({"status": "ok"})
@@ -30,10 +37,16 @@ class HealthServer:
             missing = ready()
             if missing:
                 return _problem(503, "not_ready", f"waiting for: {', '.join(missing)}")
-            return web.json_response({"status": "ready"})
+            return web.json_response({"status": "ready", **({"detail": away} if (away := absent()) else {})})
+
+        async def scrape(request: web.Request) -> web.Response:
+            text = await metrics()
+            if not text:
+                return _problem(503, "not_ready", f"waiting for: {', '.join(ready())}")
+            return web.Response(body=text, headers={"Content-Type": EXPOSITION})
 
         application = web.Application(middlewares=[_problems])
-        application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+        application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", scrape)])
         runner = web.AppRunner(application, access_log=None, handle_signals=False)
         await runner.setup()
         try:

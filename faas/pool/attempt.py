@@ -16,13 +16,15 @@ from faas.bus.speech import Item, Published, Speech, Voice, event_of
 from faas.errors import ColdStartFailed, EnvironmentFailed, ProtocolError, WorkerLost
 from faas.invocation import Invocation
 from faas.model import Ended, Event, Phases
-from faas.pool.lease import Lease
+from faas.pool.lease import Draining, Lease
 from faas.pool.metering import Attempted, Billing, Meter
 from faas.pool.output import Speaker
 from faas.pool.pool import WorkerPool
 from faas.pool.worker import OnSaid, Worker
+from faas.tally import Tally
 from faas.units import format_duration, format_size
 from faas.worker import wire
+from faas.worker.trace import span_of
 
 COLD_STARTS = 3
 """No function ran where a worker did not start, so it is tried again at once: a zygote may have been killed for another's memory."""
@@ -70,11 +72,24 @@ class Attempt:
 class Attempts:
     """Runs attempts on the pool's workers. `result_limit_bytes` says what an outcome with so many records can carry."""
 
-    def __init__(self, pool: WorkerPool, billing: Billing, speech: Speech, *, result_limit_bytes: Callable[[int], int]) -> None:
+    def __init__(
+        self, pool: WorkerPool, billing: Billing, speech: Speech, *, tally: Tally, result_limit_bytes: Callable[[int], int]
+    ) -> None:
         self._pool, self._billing, self._speech, self._result_limit_bytes = pool, billing, speech, result_limit_bytes
+        self.tally = tally
 
     async def run(self, invocation: Invocation) -> Attempt:
         """One attempt, from its place in the queue to its end. Raises Draining where the node stops before it started."""
+        invocation.stage = "queued"
+        try:
+            return await self._attempt(invocation)
+        except Draining:
+            self.tally.given_back += 1
+            raise
+        finally:
+            invocation.stage = ""
+
+    async def _attempt(self, invocation: Invocation) -> Attempt:
         refusal = CANCELLED if invocation.cancelled else refusal_of(invocation)
         lease = None if refusal else self._pool.try_acquire(invocation.function.key)
         if lease is None:
@@ -113,13 +128,16 @@ class Attempts:
         if invocation.on_leased is not None:
             invocation.on_leased()
         spec = invocation.function.spec
+        invocation.stage, invocation.worker, invocation.since_monotonic = "running", lease.worker.id, leased_monotonic
         lease.worker.speak_for(Speaker(spec.tenant, spec.name, invocation.id, invocation.attempts + 1))
         meter = Meter(started_at=time.time())
         loaded = None
         ended = None
         with _stoppable(invocation, lease.worker):
             if lease.worker.version is None:
+                invocation.stage = "loading"
                 ended = await self._load(lease, invocation, meter)
+                invocation.stage, invocation.since_monotonic = "running", time.monotonic()
                 loaded = ended or Ended()
             if ended is None:
                 ended = await self._execute(lease, invocation, meter)
@@ -127,6 +145,7 @@ class Attempts:
             ended = CANCELLED
         meter.ended_at = meter.started_at + time.monotonic() - leased_monotonic
         phases = Phases(start=lease.start, queue_us=_queue_us(invocation, leased_monotonic), load_us=meter.load_us, run_us=meter.run_us)
+        self.tally.attempt(invocation.function.key, phases, ended.reason, cpu_us=meter.cpu_us, memory_bytes=meter.memory_peak_bytes)
         memory_bytes, cpus, _ = lease.served.limits
         attempted = Attempted(
             invocation=invocation,
@@ -290,8 +309,15 @@ def _event(invocation: Invocation, said: wire.Emit) -> Published:
         source=f"/faas/{spec.tenant}/{spec.name}",
         content_type=said.content_type,
         depth=invocation.control.depth + 1,
-        traceparent=invocation.event.extensions.get("traceparent", ""),
+        trace=trace_of(invocation),
     )
+
+
+def trace_of(invocation: Invocation) -> tuple[str, str]:
+    """(traceparent, tracestate) of the attempt that runs: what it publishes is caused by it."""
+    extensions = invocation.event.extensions
+    traceparent = span_of(extensions.get("traceparent", ""), invocation.id, invocation.attempts + 1)
+    return traceparent, extensions.get("tracestate", "") if "traceparent" in extensions else ""
 
 
 def refusal_of(invocation: Invocation) -> Ended | None:
