@@ -6,18 +6,15 @@ The only module that sees the whole configuration. Leaving the stack is the shut
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import structlog
-from msgspec import Struct
 
 from faas import subjects
 from faas.accounting.records import UsageRecords
@@ -38,7 +35,6 @@ from faas.dispatcher import Dispatcher
 from faas.environments.build import Builder, BuildProgress
 from faas.environments.current import CurrentInterpreter
 from faas.environments.profile import load_profiles
-from faas.errors import ConfigInvalid, StateLocked
 from faas.gateway.health import HealthServer
 from faas.gateway.metrics import exposition
 from faas.intake import Drained, Intake
@@ -53,6 +49,7 @@ from faas.pool.worker import Worker
 from faas.questions import Questions
 from faas.registry.declared import in_effect
 from faas.registry.spec import read_functions
+from faas.statefolder import NodeInfo, node_file, state_folder
 from faas.tally import Tally
 from faas.version import __version__
 
@@ -64,19 +61,6 @@ GRACE_S = 10.0
 Environments = Builder | CurrentInterpreter
 OnBuild = Callable[[BuildProgress], None]
 OnStopped = Callable[[Drained], None]
-
-
-class NodeInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """STATE/node.json: how to reach a running node. `building` is told when it is ready, and not kept there."""
-
-    node: str
-    pid: int
-    nats: str
-    token: str
-    http: str
-    pool: str
-    functions: tuple[str, ...]
-    building: tuple[str, ...] = ()  # profiles and functions whose environment is not there yet
 
 
 async def serve(config: Config, stop: asyncio.Event, ready: Callable[[NodeInfo], None], *, stopped: OnStopped) -> None:
@@ -111,7 +95,7 @@ async def running(
     node: _Node | None = None
     try:
         async with AsyncExitStack() as stack:
-            stack.enter_context(_state_folder(config.state, config.node))
+            stack.enter_context(state_folder(config.state, config.node))
             absent = lambda: "" if node is None else node.absent  # noqa: E731
             health = HealthServer.open(*config.http_address, ready=not_ready, absent=absent, metrics=metrics)
             http = await stack.enter_async_context(health)
@@ -129,7 +113,7 @@ async def running(
             await bus.fence()  # whoever reads node.json finds every endpoint
             missing.remove("functions")
             info = _info(config, node.reports, url=url, token=token, http=http.url)
-            stack.enter_context(_node_file(config.state / "node.json", info))
+            stack.enter_context(node_file(config.state / "node.json", info))
             try:
                 yield msgspec.structs.replace(info, building=node.building if eager else ())
             finally:
@@ -332,27 +316,7 @@ def _only(group: BaseException) -> BaseException:
     return group
 
 
-# ---------------------------------------------------------------- the state folder, the bus, node.json
-
-
-@contextmanager
-def _state_folder(state: Path, node: str) -> Iterator[None]:
-    """Make the folder and hold it against a second node. Raises ConfigInvalid where it cannot be written, StateLocked where one runs."""
-    try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigInvalid(f"the state folder {state} cannot be written: {error.strerror}; choose another with --state DIR") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateLocked(f"another node runs on the state folder {state}; stop it, or choose another with --state DIR") from None
-        (state / "node.json").unlink(missing_ok=True)  # of a node that was killed
-        (state / "node-name").write_text(node + "\n")
-        yield
-    finally:
-        os.close(descriptor)
+# ---------------------------------------------------------------- the bus, and what is said of it
 
 
 @asynccontextmanager
@@ -365,20 +329,6 @@ async def _bus_address(config: Config) -> AsyncIterator[tuple[str, str, int | No
     host, port = config.bus_address
     async with EmbeddedServer.open(config.bus, state=config.state.absolute(), host=host, port=port, token=token) as server:
         yield server.url, token, server.store_bytes
-
-
-@contextmanager
-def _node_file(path: Path, info: NodeInfo) -> Iterator[None]:
-    """Write node.json whole, for its owner alone; removed at a clean stop."""
-    unfinished = path.with_suffix(".new")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(info)) + b"\n")
-    unfinished.replace(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _log_output(lines: LogLines, worker: Worker, line: Line) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 HEIGHTS = {
     0: "errors model invocation runs tally subjects units identity envelope processes version worker",
-    1: "config telemetry",
+    1: "config statefolder telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
     3: "pool accounting admission unended client",
     4: "dispatcher intake cancelling questions rollout gateway",

@@ -127,7 +127,8 @@ def run(settings: Config, *, json: bool) -> int:
     import msgspec
     import uvloop
 
-    from faas.app import NodeInfo, serve
+    from faas.app import serve
+    from faas.statefolder import NodeInfo
 
     def ready(info: NodeInfo) -> None:
         if json:
