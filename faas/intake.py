@@ -65,6 +65,8 @@ class _Inlet:
     answering: int = 0
     taking: int = 0
     endpoint: Endpoint | None = None
+    pending: int = 0  # in the stream behind the last delivery, as that said
+    promised: int = 0  # slots that it has asked for beyond its head
 
 
 class Intake:
@@ -76,6 +78,7 @@ class Intake:
         self._bus, self._service, self._pool = bus, service, pool
         self._dispatcher, self._heartbeats, self._group = dispatcher, heartbeats, group
         self._inlets: list[_Inlet] = []
+        self._promised = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.drained = Drained()
 
@@ -111,6 +114,7 @@ class Intake:
 
     def _deliver(self, inlet: _Inlet, delivery: Delivery) -> None:
         inlet.unstarted.add(delivery)
+        inlet.pending = delivery.num_pending
         task = self._start(self._handle(inlet, delivery))
         self._heartbeats.add(delivery, on_lost=task.cancel)
         self._refill(inlet)
@@ -131,10 +135,17 @@ class Intake:
             self._refill(inlet)
 
     def _refill(self, inlet: _Inlet) -> None:
-        """Ask for as many deliveries as the pool can use soon, at least one: so each function shows its head, and no flood of one takes another's turn."""
-        wanted = self._pool.appetite(inlet.function.key) - len(inlet.unstarted)
+        """Have each function show its head: one pull parked, or one event that waits for its turn; the queue itself stays in the stream.
+
+        Whose turn it is, the fair queue says. More is asked for only where more is known to wait, and slots are free that no other
+        function has asked for.
+        """
+        appetite = self._pool.appetite(inlet.function.key, promised=self._promised - inlet.promised)
+        wanted = max(0, min(appetite - len(inlet.unstarted), 1 + inlet.pending))
+        self._promised += max(0, wanted - 1) - inlet.promised
+        inlet.promised = max(0, wanted - 1)
         for puller in inlet.pullers:
-            puller.want(max(0, wanted))
+            puller.want(wanted)
 
     # ------------------------------------------------------------ synchronous and at-most-once
 

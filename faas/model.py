@@ -67,6 +67,7 @@ class Scale(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_warm: int = 0
     max_workers: int = 4
     keep_alive_s: Duration = field(name="keep_alive", default=Duration(300))
+    weight: float = 1
 
 
 class Output(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -35,8 +35,8 @@ class Delivery:
     """One message of a stream, leased to this node until it is acknowledged, given back, or `lost`."""
 
     __slots__ = (
-        "_bus", "_extended_monotonic", "_unsettled", "ack_wait_s", "consumer", "data", "headers", "may_repeat", "num_delivered", "reply",
-        "sequence", "stored_at_ns", "stream", "subject",
+        "_bus", "_extended_monotonic", "_unsettled", "ack_wait_s", "consumer", "data", "headers", "may_repeat", "num_delivered", "num_pending",
+        "reply", "sequence", "stored_at_ns", "stream", "subject",
     )  # fmt: skip
 
     def __init__(self, bus: Bus, message: Message, consumer: Consumer, *, unsettled: set[int]) -> None:
@@ -47,7 +47,7 @@ class Delivery:
         self.subject, self.headers, self.data = message.subject, message.headers, message.data
         self.stream, self.consumer = tokens[offset], tokens[offset + 1]
         self.num_delivered, self.sequence = int(tokens[offset + 2]), int(tokens[offset + 3])
-        self.stored_at_ns = int(tokens[offset + 5])
+        self.stored_at_ns, self.num_pending = int(tokens[offset + 5]), int(tokens[offset + 6])
         self.ack_wait_s, self.may_repeat = consumer.ack_wait_s, consumer.may_repeat
         self._extended_monotonic = time.monotonic()
         self._unsettled = unsettled

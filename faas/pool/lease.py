@@ -16,11 +16,14 @@ from faas.pool.backend import Sandbox
 from faas.pool.overlays import Overlay
 from faas.pool.sandboxes import Sandboxes
 from faas.pool.worker import Worker
+from faas.scheduling.fair_queue import Bill
 from faas.worker import wire
 
 SCHEMA_CHARACTERS = 32 * 1024
 """Of a JSON Schema: two of them go into one answer on the bus, and who runs in a sandbox can report anything."""
 
+FIRST_HOLD_S = 0.1
+"""What an attempt counts for whose function has had none: some cold start. The moving average soon says better."""
 
 Stage = Callable[[FunctionVersion], Awaitable[Mapping[str, str]]]
 """Puts the mounts of a function in place: target -> absolute path. Raises EnvironmentFailed."""
@@ -99,6 +102,11 @@ class Served:
         if self.stage is not None and self.function.mounts:
             self.mounts = await self.stage(self.function)
         return (self.overlay is not None and await self.overlay.ready()) or cold
+
+    @property
+    def bill(self) -> Bill:
+        """What a start of it counts for in the fair queue: seconds of a slot as attempts took lately, and the function's weight."""
+        return FIRST_HOLD_S if math.isinf(self.hold_s) else self.hold_s, float(self.function.spec.scale.weight)
 
     def pop_idle(self) -> Worker | None:
         """The worker given back last; one that has died meanwhile is passed over, its end need not be settled yet."""

@@ -23,7 +23,7 @@ from faas.pool.overlays import BuildOverlay, Overlay
 from faas.pool.sandboxes import Build, Sandboxes
 from faas.pool.warmth import Warmth, unbind
 from faas.pool.worker import Worker
-from faas.scheduling.fair_queue import FairQueue, Flow
+from faas.scheduling.fair_queue import Bill, FairQueue, Flow
 from faas.worker import wire
 
 log = structlog.get_logger()
@@ -54,7 +54,7 @@ class WorkerPool:
         group: asyncio.TaskGroup,
         result_limit_bytes: int,
     ) -> None:
-        self._free = config.slots_or_default
+        self._free = self._slots = config.slots_or_default
         self._backend, self._build, self._build_overlay, self._group = backend, build, build_overlay, group
         self._stage = stage
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,11 +137,14 @@ class WorkerPool:
         overlays = [name for (_, name), served in self._served.items() if served.overlay and served.overlay.environment is None]
         return tuple(sorted([*profiles, *overlays]))
 
-    def appetite(self, flow: Flow) -> int:
-        """How many events of the function this node can use soon, at least one: free slots, and AHEAD_S worth of what its attempts take."""
+    def appetite(self, flow: Flow, *, promised: int = 0) -> int:
+        """How many events of the function this node can use soon, at least one: free slots, and AHEAD_S worth of what its attempts take.
+
+        `promised` is for how many slots other functions have asked already.
+        """
         served = self._served[flow]
         workers = served.function.spec.scale.max_workers
-        free = max(0, min(self._free, workers - served.leased))
+        free = max(0, min(self._free - promised, workers - served.leased))
         ahead = min(AHEAD_LIMIT, int(AHEAD_S * workers / max(served.hold_s, 1e-6)))
         return max(1, free + ahead)
 
@@ -157,6 +160,7 @@ class WorkerPool:
             return None
         self._free -= 1
         served.leased += 1
+        self._queue.pass_by(flow, served.bill)
         return self._lease(served, worker, "warm")
 
     async def acquire(self, flow: Flow) -> Lease:
@@ -219,6 +223,8 @@ class WorkerPool:
                 self._warmth.look_at(served.idle_since_monotonic + served.sandboxes.profile.pool.keep_alive_s)
         if self._queue:
             self._hand_out()
+        elif self._free == self._slots:
+            self._queue.rest()
 
     def _release_promise(self, served: Served) -> None:
         if served.promised:
@@ -227,7 +233,7 @@ class WorkerPool:
 
     def _hand_out(self) -> None:
         while self._free > 0 and not self._draining:
-            flow, turn = self._queue.take(self._may_start) or (None, None)
+            flow, turn = self._queue.take(self._may_start, self._bill) or (None, None)
             if flow is None or turn is None:
                 return
             if turn.done():
@@ -245,6 +251,9 @@ class WorkerPool:
         if served.leased >= served.function.spec.scale.max_workers:
             return False
         return bool(served.idle) or served.bound or served.promised or served.sandboxes.has_room
+
+    def _bill(self, flow: Flow) -> Bill:
+        return self._served[flow].bill
 
     async def _worker(self, served: Served) -> tuple[Worker, Start]:
         worker = served.pop_idle()

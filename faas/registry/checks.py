@@ -21,15 +21,17 @@ DEPENDENCIES_LIMIT = 100
 ENV_BYTES = 64 * 2**10
 """Of all names and values; a process takes 128 KiB in one of them, and the environment goes to every worker as it loads."""
 REQUIREMENT_CHARACTERS = 500
+WEIGHTS = (0.01, 100)
+"""Of `scale.weight`: beyond, one start of a light function would hold it back for longer than most events may wait."""
 
 NOT_YET: Mapping[str, tuple[str, ...]] = {
     "": ("policy", "secrets", "budget", "batch", "dev"),
     "gpu": ("memory", "kinds", "share"),
-    "scale": ("concurrency", "weight"),
+    "scale": ("concurrency",),
     "trigger": ("stream", "webhook", "verify", "secret", "schedule", "timezone", "payload"),
 }
 """Keys of the contract whose effect is not built; refused, so that nobody relies on them."""
-NO_EFFECT: Mapping[str, object] = {"gpu.share": "shared", "scale.concurrency": 1, "scale.weight": 1}
+NO_EFFECT: Mapping[str, object] = {"gpu.share": "shared", "scale.concurrency": 1}
 """Of these, values that ask for nothing beyond what is there."""
 
 _PACKAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -109,6 +111,8 @@ def _bounds(spec: FunctionSpec) -> Iterator[Rule]:
     yield 1 <= scale.max_workers <= 1024, "scale.max_workers", "must be between 1 and 1024"
     yield 0 <= scale.min_warm <= scale.max_workers, "scale.min_warm", "must be between 0 and max_workers"
     yield 0 <= scale.keep_alive_s <= 7 * 86_400, "scale.keep_alive", "must be at most 7d"
+    least, most = WEIGHTS
+    yield least <= scale.weight <= most, "scale.weight", f"must be between {least:g} and {most:g}; 2 is twice the share of the default, 1"
 
 
 def _profile_bounds(spec: FunctionSpec, profile: RuntimeProfile, written: Mapping[str, object]) -> Iterator[Rule]:

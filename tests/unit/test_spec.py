@@ -140,7 +140,11 @@ publish = "images.thumbnails"
         ("dependencies = ['a', 'pip @ https://x/y.whl']", "dependencies[1]", "addresses"),
         ("dependencies = ['../wheel.whl']", "dependencies[0]", "paths"),
         ("dependencies = 'pillow'", "dependencies", "a list"),
-        ("[scale]\nweight = true", "scale.weight", "not supported yet"),
+        ("[scale]\nweight = true", "scale.weight", "must be a number"),
+        ("[scale]\nweight = 0", "scale.weight", "between 0.01 and 100"),
+        ("[scale]\nweight = -1", "scale.weight", "between 0.01 and 100"),
+        ("[scale]\nweight = inf", "scale.weight", "between 0.01 and 100"),
+        ("[scale]\nweight = nan", "scale.weight", "between 0.01 and 100"),
     ],
 )
 def test_what_cannot_be_names_file_key_and_what_would_be_right(tmp_path: Path, spec: str, key: str, word: str) -> None:
@@ -165,7 +169,6 @@ def test_what_cannot_be_names_file_key_and_what_would_be_right(tmp_path: Path, s
         '[gpu]\ncount = 1\noptional = true\nmemory = "8GiB"',
         '[gpu]\nshare = "exclusive"',
         "[scale]\nconcurrency = 2",
-        "[scale]\nweight = 3",
         '[[trigger]]\nsubject = "a"\nstream = "ORDERS"',
         '[[trigger]]\nwebhook = "github"\nverify = "github"\nsecret = "s"',
         '[[trigger]]\nschedule = "* * * * *"',
