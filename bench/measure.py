@@ -163,10 +163,12 @@ def function(folder: Path, name: str, *, handler: str, spec: str = "") -> None:
 
 
 @contextmanager
-def node(functions: Path, *, state: Path, config: str = "") -> Iterator[Node]:
+def node(
+    functions: Path, *, state: Path, config: str = "", program: Sequence[str | Path] = (BIN / "faas",), options: Sequence[str] = ()
+) -> Iterator[Node]:
     """`faas up` on free ports as a process of its own; what it says goes to STATE/bench.log. Raises RuntimeError where it does not get ready."""
     state.mkdir(parents=True, exist_ok=True)
-    command = [BIN / "faas", "up", "--bus", "127.0.0.1:0", "--http", "127.0.0.1:0", "--state", state, "--functions", functions]
+    command = [*program, "up", *options, "--bus", "127.0.0.1:0", "--http", "127.0.0.1:0", "--state", state, "--functions", functions]
     if config:
         (state / "bench.toml").write_text(config)
         command += ["--config", state / "bench.toml"]
