@@ -83,6 +83,7 @@ class Generator:
         self._client, self._stream, self._settings = client, client.jetstream(publish_async_max_pending=4000), settings
         self._random = random.Random(settings.seed)
         self._published: dict[str, float] = {}
+        self._none_open = asyncio.Event()
         self.latencies: list[float] = []
 
     async def listen(self) -> None:
@@ -90,10 +91,9 @@ class Generator:
 
         async def hear(message: Msg) -> None:
             head = message.headers or {}
-            began = self._published.pop(head["Faas-Event-Id"], None)
-            if began is not None:
+            if head["Faas-Event-Id"] in self._published:
                 _check(head)
-                self.latencies.append(time.perf_counter() - began)
+                self._ended(head["Faas-Event-Id"])
 
         await self._client.subscribe("faas.outcome.default.*.*", cb=hear)
         await self._stream.account_info()  # a fence: the subscription is there
@@ -109,12 +109,16 @@ class Generator:
         if name not in LIGHTS:
             await self._client.publish(subject, b"1", reply="bench.nobody")
             return
-        began = time.perf_counter()
-        self._published[(mark := f"{name}-{began}")] = began
+        mark = f"{name}-{self._random.getrandbits(64):x}"
+        self._published[mark] = time.perf_counter()
         reply = await self._client.request(subject, b"1", timeout=60)
-        del self._published[mark]
         _check(reply.headers or {})
-        self.latencies.append(time.perf_counter() - began)
+        self._ended(mark)
+
+    def _ended(self, mark: str) -> None:
+        self.latencies.append(time.perf_counter() - self._published.pop(mark))
+        if not self._published:
+            self._none_open.set()
 
     async def run(self, names: list[str], per_s: float, seconds: float, ask: Callable[[str], Awaitable[None]]) -> None:
         """Ask at random moments, `per_s` for all names together, and do not wait for what comes of it."""
@@ -130,7 +134,8 @@ class Generator:
         """Until everything of the eight has ended."""
         async with asyncio.timeout(120):
             while self._published:
-                await asyncio.sleep(0.05)
+                self._none_open.clear()
+                await self._none_open.wait()
 
 
 async def _ask(ask: Callable[[str], Awaitable[None]], name: str) -> None:

@@ -22,6 +22,8 @@ from faas.budget.prices import PriceTable
 from faas.bus import streams
 from faas.bus.connection import Bus, Message
 from faas.bus.letters import Letters
+from faas.bus.janitor import Janitor
+from faas.bus.keeper import StreamKeeper
 from faas.bus.logs import LogLine, LogLines, rfc3339
 from faas.bus.outcomes import Outcomes
 from faas.bus.pull import Heartbeats
@@ -110,6 +112,8 @@ async def running(
             missing.remove("bus")
             node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build))
             await node.serve(functions, invalid, profiles, eager=eager, store_bytes=store_bytes)
+            await stack.enter_async_context(StreamKeeper.open(bus, partial(node.declare, store_bytes), forget=node.forget))
+            await stack.enter_async_context(Janitor.open(bus, expected=node.pulled))
             await bus.fence()  # whoever reads node.json finds every endpoint
             missing.remove("functions")
             info = _info(config, node.reports, url=url, token=token, http=http.url)
@@ -226,6 +230,18 @@ class _Node:
         await self._bus.subscribe(subjects.node(self._config.node, "functions"), self._answer_functions)
         if self._cancelling is not None:
             await self._cancelling.listen()
+
+    async def declare(self, store_bytes: int | None) -> None:
+        """Make the streams of what is served what they must be, once more."""
+        await streams.declare(self._bus, [function.spec for function in self._served.values()], self._config.bus, store_bytes=store_bytes)
+
+    def forget(self, stream: str) -> None:
+        """A stream is gone."""
+        self._intake.forget(stream)
+
+    def pulled(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(name, filters) of the consumers that events are pulled from."""
+        return self._intake.pulled()
 
     async def _check_environments(
         self, functions: list[FunctionVersion], profiles: dict[str, RuntimeProfile]

@@ -110,6 +110,21 @@ class Intake:
         subject = subjects.invoke(tenant, name)
         inlet.endpoint = await self._service.add_endpoint(f"{tenant}-{name}", subject, partial(self._request, inlet))
 
+    def pulled(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(name, filters) of the consumers on FAAS_EVENTS that must be there as long as this node serves."""
+        pullers = [puller for inlet in self._inlets for puller in inlet.pullers if not puller.drained]
+        return [
+            (puller.consumer.name, puller.consumer.config.filter_subjects)
+            for puller in pullers
+            if puller.consumer.config is not None and puller.consumer.stream == subjects.EVENTS
+        ]
+
+    def forget(self, stream: str) -> None:
+        """A stream is gone, and a new one begins at sequence 1: what was settled of the old one says nothing of it."""
+        for puller in [puller for inlet in self._inlets for puller in inlet.pullers]:
+            if puller.consumer.stream == stream:
+                puller.forget()
+
     # ------------------------------------------------------------ durable
 
     def _deliver(self, inlet: _Inlet, delivery: Delivery) -> None:

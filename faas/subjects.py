@@ -63,6 +63,10 @@ def node(name: str, question: str) -> str:
     return f"faas.node.{name}.{question}"
 
 
+JANITOR = "faas.janitor"
+"""Core NATS, stored nowhere: the node that has just swept FAAS_EVENTS says so, and the others wait their pace anew."""
+
+
 def problem_with(subject: str) -> str | None:
     """Why this is no subject that a trigger may have, in words, or None."""
     if len(subject) > SUBJECT_LIMIT:

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from faas.bus.connection import ApiError, Bus, Message, Subscription
-from faas.bus.streams import Consumer, restore_consumer
+from faas.bus.streams import NO_STREAM, Consumer, restore_consumer
 from faas.errors import BusUnavailable
 
 log = structlog.get_logger()
@@ -221,6 +221,11 @@ class Puller:
         """The sequence up to which all that came here is settled."""
         return min(self._unsettled) - 1 if self._unsettled else self._seen
 
+    def forget(self) -> None:
+        """Its stream is gone: whatever stream has that name next is read from its beginning."""
+        self._seen = 0
+        self._unsettled = set()  # what is still open here settles into the old one
+
     def _ask(self) -> None:
         missing = self._wanted - self._asked
         # Not before half is used up: one pull for several messages, where each would cost a message of its own.
@@ -284,6 +289,8 @@ class Puller:
             restored = await restore_consumer(self._bus, self.consumer, self.floor)
         except (ApiError, BusUnavailable) as error:
             log.warning("pull.not_restored", consumer=self.consumer.name, error=str(error))
+            if isinstance(error, ApiError) and error.number == NO_STREAM:
+                self.forget()
             self._rest()
             return
         self._missing = False

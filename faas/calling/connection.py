@@ -25,6 +25,8 @@ from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
 
 CONNECT_S = 3.0
 QUESTION_S = 2.0
+STREAM_FULL = 10077
+"""JetStream's number where a bound of a stream is reached and it refuses what is new."""
 PAUSE_S = 0.1
 """Between two tries where a node that stops has answered 503."""
 
@@ -87,6 +89,11 @@ class Connection:
             ack = msgspec.json.decode(message.data, type=_Ack)
         except msgspec.DecodeError as error:
             raise BusUnavailable(f"{subject} was answered by something that is no stream") from error
+        if ack.error is not None and ack.error.get("err_code") == STREAM_FULL:
+            raise BusUnavailable(
+                f"{subject} was refused, and is not stored: its stream is full ({ack.error.get('description')}); send it again once events "
+                "have been settled, and see what `faas doctor` says of events and disk"
+            )
         if ack.error is not None:
             raise BusUnavailable(f"{subject} was refused: {ack.error.get('description', ack.error)}")
         return ack.stream
