@@ -126,7 +126,7 @@ class Questions:
         place = None
         if not run.outcome and run.accepted_ms:
             try:
-                place = await self._follower.place(run.tenant, run.function, invocation=run.invocation, sequence=run.sequence)
+                place = await self._follower.place(run)
             except (BusUnavailable, ApiError) as error:
                 log.warning("question.half_answered", error=str(error))
         return Told(node=self._node, behind=self._follower.behind, runs=(run,), tries=tuple(tries), letter=letter, place=place)

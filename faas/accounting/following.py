@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from faas.bus import replay
 from faas.bus.connection import ApiError, Bus
 from faas.bus.replay import Consuming, Entry, Extent, Replay
 from faas.errors import BusUnavailable
-from faas.runs import Place
+from faas.runs import Place, Run
 
 log = structlog.get_logger()
 
@@ -43,9 +43,10 @@ BATCH = 64
 ASKED_S = 4.0
 """How long a question may wait for what it is about to be read."""
 PRUNE_S = 3600.0
-SCHEDULES = "FAAS_SCHEDULES"
-"""Where back-offs and schedules wait, and their subjects below it."""
-RETRY = "faas.retry."
+NAMED = 5000
+"""Back-offs that wait: beyond, each function's are counted by themselves, since one answer cannot name them all."""
+NO_EVENTS = (subjects.OUTCOMES, subjects.USAGE, subjects.DEAD, subjects.LOGS, subjects.SCHEDULES, "KV_", "OBJ_")
+"""Streams that no function has events in: all others are looked at, since a function may take those of a stream that is not the runtime's."""
 
 
 Read = Callable[[list[Entry]], Awaitable[Rows]]
@@ -73,6 +74,7 @@ class Follower:
         self._next_look_s = LOOK_S
         self.behind = 0
         self.balance = Balance()
+        self._missing: dict[tuple[str, str], int] = {}
 
     @classmethod
     @asynccontextmanager
@@ -124,37 +126,35 @@ class Follower:
     # ------------------------------------------------------------ one look
 
     async def _look(self) -> None:
-        consumers = await replay.consuming(self._bus, subjects.EVENTS)
         if self.projection.absent:
             await self.projection.write("", Position(), Rows())  # it may be there again
+        there = await replay.extents(self._bus)
+        events = [name for name, one in there.items() if one.consumers and not name.startswith(NO_EVENTS)]
+        consumers = await self._consumers(events)
         positions = await self.projection.positions()
-        extents = {
-            name: await replay.extent(self._bus, name) for name in (subjects.EVENTS, subjects.OUTCOMES, subjects.USAGE, subjects.DEAD)
-        }
-        outcomes = extents[subjects.OUTCOMES]
+        outcomes = there.get(subjects.OUTCOMES)
         kept_since = outcomes.first_ts if outcomes is not None and outcomes.first > 1 else ""
-        self.behind = sum(_unread(extents[name], positions.get(name)) for name in extents)
+        reads: dict[str, Read] = {name: self._events(Matching(one for one in consumers if one.stream == name)) for name in events}
+        reads |= {subjects.OUTCOMES: self._outcomes, subjects.USAGE: _usage, subjects.DEAD: _letters}
+        self.behind = sum(_unread(there[name], positions.get(name)) for name in reads if name in there)
         quiet = not self.behind
-        for stream, read in (
-            (subjects.EVENTS, self._events(Matching(consumers))),
-            (subjects.OUTCOMES, self._outcomes),
-            (subjects.USAGE, _usage),
-            (subjects.DEAD, _letters),
-        ):
-            there = extents[stream]
-            if there is not None:
-                await self._follow(stream, read, there=there, known=positions.get(stream), since=kept_since)
+        for stream, read in reads.items():
+            if stream in there:
+                await self._follow(stream, read, there=there[stream], known=positions.get(stream), since=kept_since)
         now = time.monotonic()
         if now - self._pruned_monotonic > PRUNE_S:
             self._pruned_monotonic = now
             await self.projection.prune(int(time.time() * 1000))
-        await self._strike(consumers, quiet=quiet)
+        await self._strike(consumers, waiting=there.get(subjects.SCHEDULES), quiet=quiet)
+
+    async def _consumers(self, streams: Iterable[str]) -> list[Consuming]:
+        return [one for stream in streams for one in await replay.consuming(self._bus, stream)]
 
     async def _follow(self, stream: str, read: Read, *, there: Extent, known: Position | None, since: str) -> None:
         """Read a stream from where it is known to its end. `since` is when the oldest outcome came that is kept: of events before it the end may be gone."""
         anew = known is None or known.created != there.created or there.last < known.sequence
         if known is None or anew:  # another stream of that name: what it holds is not known at all
-            since = since if stream == subjects.EVENTS else ""
+            since = "" if stream.startswith(NO_EVENTS) else since
             known = Position(created=there.created, blind_ms=replay.moment_ms(since) if since else 0)
         elif stream == subjects.OUTCOMES and there.first > known.sequence + 1:
             known = Position(created=there.created, sequence=known.sequence, blind_ms=replay.moment_ms(there.first_ts))
@@ -200,39 +200,52 @@ class Follower:
 
     # ------------------------------------------------------------ the balance
 
-    async def _strike(self, before: list[Consuming], *, quiet: bool) -> None:
+    async def _strike(self, before: list[Consuming], *, waiting: Extent | None, quiet: bool) -> None:
         """Only where nothing was unread when the look began, and no consumer moved while it went on."""
         self._next_look_s = LOOK_S if quiet else SETTLE_S
-        if not quiet:
+        if not quiet or await self._consumers({one.stream: None for one in before}) != before:
             return
-        after = await replay.consuming(self._bus, subjects.EVENTS)
-        if after != before:
-            return
-        waiting = await replay.counts(self._bus, SCHEDULES, f"{RETRY}>")
         held: dict[tuple[str, str], int] = {}
-        for consumer in after:
+        for consumer in before:
             key = (consumer.tenant, consumer.function)
             held[key] = held.get(key, 0) + consumer.open
-        for subject, count in waiting.items():
-            tokens = subject.split(".")
-            if len(tokens) == 5 and (tokens[2], tokens[3]) in held:
-                held[tokens[2], tokens[3]] += count
-        positions = await self.projection.positions()
-        blind_ms = max((position.blind_ms for position in positions.values()), default=0)
+        for key, count in (await self._scheduled(waiting, held)).items():
+            held[key] += count
+        blind_ms = max((position.blind_ms for position in (await self.projection.positions()).values()), default=0)
         unsettled = await self.projection.open_by_function(blind_ms)
-        imbalance = {key: unsettled.get(key, 0) - count for key, count in held.items()}
+        found = {key: unsettled.get(key, 0) - count for key, count in held.items()}
+        # What fires from a schedule is nowhere for a moment: it has to be missing twice.
+        imbalance = {key: min(count, max(0, self._missing.get(key, 0))) if count > 0 else count for key, count in found.items()}
+        self._missing = found
+        if any(count > 0 for count in found.values()):
+            self._next_look_s = SETTLE_S
         for key, count in imbalance.items():
             if count > 0 and count != self.balance.imbalance.get(key):
                 log.error("conservation.broken", tenant=key[0], function=key[1], lost=count)
         self.balance = Balance(at=time.time(), open=held, imbalance=imbalance)
 
+    async def _scheduled(self, waiting: Extent | None, functions: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """How many invocations wait in a back-off, by function."""
+        if waiting is None or not waiting.messages:
+            return {}
+        if waiting.messages > NAMED:
+            return {key: await replay.count(self._bus, subjects.SCHEDULES, subjects.retry(*key, "*")) for key in list(functions)}
+        found: dict[tuple[str, str], int] = {}
+        known = set(functions)
+        for subject, count in (await replay.counts(self._bus, subjects.SCHEDULES, "faas.retry.>")).items():
+            _, _, tenant, function, *_ = subject.split(".")
+            if (tenant, function) in known:
+                found[tenant, function] = found.get((tenant, function), 0) + count
+        return found
+
     # ------------------------------------------------------------ where an event stands
 
-    async def place(self, tenant: str, function: str, *, invocation: str, sequence: int) -> Place:
+    async def place(self, run: Run) -> Place:
         """Where the event of an invocation that has not ended stands. Raises BusUnavailable."""
-        retry_at_ms = await replay.due_ms(self._bus, SCHEDULES, f"{RETRY}{tenant}.{function}.{invocation}")
-        own = [one for one in await replay.consuming(self._bus, subjects.EVENTS) if (one.tenant, one.function) == (tenant, function)]
-        delivered = any(sequence <= one.delivered for one in own)
+        key = (run.tenant, run.function)
+        retry_at_ms = await replay.due_ms(self._bus, subjects.SCHEDULES, subjects.retry(*key, run.invocation))
+        own = [one for one in await replay.consuming(self._bus, run.stream) if (one.tenant, one.function) == key]
+        delivered = any(run.sequence <= one.delivered for one in own)
         before = 0 if delivered else max(0, sum(one.pending for one in own) - 1)
         return Place(delivered=delivered, before=before, retry_at_ms=retry_at_ms, served=bool(own))
 

@@ -64,9 +64,12 @@ CREATE TABLE positions (stream TEXT PRIMARY KEY, created TEXT NOT NULL, sequence
 ACCEPTED = """
 INSERT INTO runs (invocation, tenant, function, stream, sequence, subject, event_id, accepted_ms, at_ms, known)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?8, 0)
-ON CONFLICT (invocation) DO UPDATE SET stream = excluded.stream, sequence = excluded.sequence, subject = excluded.subject,
-    event_id = excluded.event_id, accepted_ms = excluded.accepted_ms, outcome = CASE known WHEN 1 THEN '' ELSE outcome END
-WHERE accepted_ms = 0
+ON CONFLICT (invocation) DO UPDATE SET stream = excluded.stream, sequence = excluded.sequence,
+    subject = CASE accepted_ms WHEN 0 THEN excluded.subject ELSE subject END,
+    event_id = CASE accepted_ms WHEN 0 THEN excluded.event_id ELSE event_id END,
+    accepted_ms = CASE accepted_ms WHEN 0 THEN excluded.accepted_ms ELSE accepted_ms END,
+    outcome = CASE known WHEN 1 THEN '' ELSE outcome END
+WHERE accepted_ms = 0 OR excluded.sequence > sequence  -- a retry comes back behind others
 """
 ENDED = """
 INSERT INTO runs (invocation, tenant, function, version, event_id, outcome, reason, detail, attempts, start, queue_us, load_us, run_us,

@@ -16,6 +16,7 @@ from faas import subjects
 from faas.bus.cloudevents import decode
 from faas.bus.outcomes import split_records
 from faas.bus.replay import Consuming, Entry
+from faas.bus.schedules import due_of, is_due
 from faas.identity import invocation_id
 from faas.model import EventInvalid
 
@@ -24,8 +25,6 @@ RECORDS_LIMIT = 1000
 """Of one message, which carries 64: what claims more is none of ours."""
 SUBJECTS = 4096
 """Whose functions are remembered; beyond, all are looked up anew."""
-DUE = "faas.due."
-"""Where schedules and retries fire: the message names its invocation itself."""
 
 
 class Accepted(Struct, frozen=True, kw_only=True):
@@ -164,15 +163,20 @@ class Matching:
                 self._known.clear()
             found = [one for one in self._consumers if any(subjects.contains(pattern, entry.subject) for pattern in one.filters)]
             self._known[entry.subject] = found
-        return list(dict.fromkeys((one.tenant, one.function) for one in found if entry.sequence >= one.starts))
+        begun = [one for one in found if entry.sequence >= one.starts and entry.at_ms >= one.starts_ms]
+        return list(dict.fromkeys((one.tenant, one.function) for one in begun))
 
 
 def accepted(entry: Entry, functions: Sequence[tuple[str, str]], body: bytes = b"") -> list[Accepted]:
     """The invocations that an event is; none where it cannot be decoded. `body` is needed of a structured CloudEvent alone."""
-    named = entry.headers.get("Faas-Invocation", "") if entry.subject.startswith(DUE) else ""
-    event_id = entry.headers.get("Faas-Event-Id", "")
-    source = ""
-    if not named:
+    subject, named, accepted_ms = entry.subject, "", entry.at_ms
+    if is_due(entry.subject):
+        due = due_of(entry.headers)
+        if due is None:
+            return []
+        named, event_id, source = due.invocation, due.event_id, due.source
+        subject, accepted_ms = due.subject or subject, round(due.first_seen * 1000)
+    else:
         decoded = decode(entry.headers, body, source=entry.stream, event_id=f"{entry.sequence}.{entry.at_ns}")
         if isinstance(decoded, EventInvalid):
             return []
@@ -184,9 +188,9 @@ def accepted(entry: Entry, functions: Sequence[tuple[str, str]], body: bytes = b
             function=function,
             stream=entry.stream,
             sequence=entry.sequence,
-            subject=entry.subject,
+            subject=subject,
             event_id=event_id,
-            accepted_ms=entry.at_ms,
+            accepted_ms=accepted_ms,
         )
         for tenant, function in functions
     ]

@@ -45,6 +45,8 @@ class Extent(Struct, frozen=True, kw_only=True):
     first: int
     last: int
     first_ts: str
+    messages: int = 0
+    consumers: int = 0
 
 
 class Consuming(Struct, frozen=True, kw_only=True):
@@ -56,6 +58,7 @@ class Consuming(Struct, frozen=True, kw_only=True):
     function: str
     filters: tuple[str, ...]
     starts: int  # sequence that it began with, 0 where none is said
+    starts_ms: int  # or the moment, for one that began with what was new then
     delivered: int
     floor: int
     pending: int
@@ -70,12 +73,24 @@ class _State(Struct, frozen=True):
     first_seq: int = 0
     last_seq: int = 0
     first_ts: str = ""
-    subjects: dict[str, int] = {}
+    messages: int = 0
+    consumer_count: int = 0
+    subjects: dict[str, int] | None = None
+
+
+class _Name(Struct, frozen=True):
+    name: str = ""
 
 
 class _Info(Struct, frozen=True):
     created: str
     state: _State
+    config: _Name = _Name()
+
+
+class _Streams(Struct, frozen=True):
+    total: int = 0
+    streams: tuple[_Info, ...] | None = ()
 
 
 class _Config(Struct, frozen=True):
@@ -83,6 +98,7 @@ class _Config(Struct, frozen=True):
     filter_subject: str = ""
     filter_subjects: tuple[str, ...] | None = None
     opt_start_seq: int = 0
+    deliver_policy: str = "all"
 
 
 class _Place(Struct, frozen=True):
@@ -92,6 +108,7 @@ class _Place(Struct, frozen=True):
 class _Consumer(Struct, frozen=True):
     name: str
     stream_name: str = ""
+    created: str = ""
     config: _Config = _Config()
     delivered: _Place = _Place()
     ack_floor: _Place = _Place()
@@ -108,25 +125,49 @@ class _Anything(Struct):
     pass
 
 
-async def extent(bus: Bus, stream: str) -> Extent | None:
-    """What a stream holds; None where there is none of that name. Raises BusUnavailable."""
-    try:
-        info = await bus.api(f"STREAM.INFO.{stream}", None, _Info)
-    except ApiError as error:
-        if error.number == NO_STREAM:
-            return None
-        raise BusUnavailable(str(error)) from error
-    return Extent(created=info.created, first=info.state.first_seq, last=info.state.last_seq, first_ts=info.state.first_ts)
+async def extents(bus: Bus) -> dict[str, Extent]:
+    """What each stream holds, by name. Raises BusUnavailable."""
+    found: dict[str, Extent] = {}
+    seen = 0
+    while True:
+        try:
+            page = await bus.api("STREAM.LIST", {"offset": seen}, _Streams)
+        except ApiError as error:
+            raise BusUnavailable(str(error)) from error
+        listed = page.streams or ()
+        seen += len(listed)
+        for info in listed:
+            state = info.state
+            found[info.config.name] = Extent(
+                created=info.created,
+                first=state.first_seq,
+                last=state.last_seq,
+                first_ts=state.first_ts,
+                messages=state.messages,
+                consumers=state.consumer_count,
+            )
+        if not listed or seen >= page.total:
+            return found
 
 
 async def counts(bus: Bus, stream: str, subject: str) -> dict[str, int]:
-    """How many messages a stream holds, by subject, of those that `subject` matches; none where there is no such stream."""
+    """How many messages a stream holds, by subject, of those that `subject` matches: for some thousand, since all are named in one answer."""
     try:
-        return (await bus.api(f"STREAM.INFO.{stream}", {"subjects_filter": subject}, _Info)).state.subjects
+        return (await bus.api(f"STREAM.INFO.{stream}", {"subjects_filter": subject}, _Info)).state.subjects or {}
     except ApiError as error:
-        if error.number == NO_STREAM:
-            return {}
         raise BusUnavailable(str(error)) from error
+
+
+async def count(bus: Bus, stream: str, subject: str) -> int:
+    """How many messages a stream holds that `subject` matches, however many there are: as a consumer that is never asked says it."""
+    config = {"deliver_policy": "all", "ack_policy": "none", "mem_storage": True, "num_replicas": 1, "filter_subject": subject,
+              "inactive_threshold": UNUSED_S * 10**9}  # fmt: skip
+    try:
+        made = await bus.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config}, _Consumer)
+        await bus.api(f"CONSUMER.DELETE.{stream}.{made.name}", None, _Anything)
+    except ApiError as error:
+        raise BusUnavailable(str(error)) from error
+    return made.num_pending
 
 
 async def consuming(bus: Bus, stream: str) -> list[Consuming]:
@@ -157,6 +198,7 @@ def _consuming(consumer: _Consumer) -> Consuming:
         function=function,
         filters=(*(config.filter_subjects or ()), *filter(None, [config.filter_subject])),
         starts=config.opt_start_seq,
+        starts_ms=moment_ms(consumer.created) if config.deliver_policy not in ("all", "by_start_sequence") else 0,
         delivered=consumer.delivered.stream_seq,
         floor=consumer.ack_floor.stream_seq,
         pending=consumer.num_pending,

@@ -81,15 +81,14 @@ async def test_what_a_reading_before_left_on_its_way_is_passed_over(bus: Bus, st
         assert await numbers(reader, stream, 8, batch=4) == [[9, 10]]
 
 
-async def test_a_stream_that_is_not_there_has_no_extent(bus: Bus, stream: str) -> None:
-    """A bus without functions has none."""
-    there = await replay.extent(bus, stream)
+async def test_what_streams_hold_is_told(bus: Bus, stream: str) -> None:
+    """By name, and by subject as one answer or as a number."""
+    there = (await replay.extents(bus))[stream]
 
-    assert there is not None
-    assert (there.first, there.last) == (1, 10)
-    assert await replay.extent(bus, "NO_SUCH") is None
-    assert await replay.counts(bus, "NO_SUCH", ">") == {}
+    assert (there.first, there.last, there.messages, there.consumers) == (1, 10, 10, 0)
     assert await replay.counts(bus, stream, ">") == {f"{stream}.a": 10}
+    assert await replay.count(bus, stream, f"{stream}.*") == 10
+    assert await replay.count(bus, stream, f"{stream}.b") == 0
 
 
 async def test_the_consumer_of_a_function_says_what_waits(bus: Bus, consumer: Consumer, tenant: str) -> None:

@@ -30,6 +30,7 @@ FUNCTIONS = {
         "import faas\ndef handle(event, ctx):\n    if ctx.attempt == 1:\n        raise faas.Retry(4)\n    return ctx.attempt\n",
         "",
     ),
+    "later": ("import faas\ndef handle(event):\n    raise faas.Retry(3600)\n", ""),
     "slow": (SLOW, "[scale]\nmax_workers = 1\n"),
     "traced": (
         "def handle(event, ctx):\n    ctx.publish('traced.said', 1)\n    return ctx.traceparent\n",
@@ -220,6 +221,24 @@ async def test_a_back_off_says_that_it_is_one_and_after_what(node: Node, client:
     assert said.state == "waiting"
     assert "after 1 attempts, the last one error" in said.because
     assert (await client.outcome(ticket)).result == 2
+
+
+async def test_a_long_back_off_says_until_when_and_is_open(node: Node, client: faas.client.Client) -> None:
+    """It waits in a schedule: neither pending nor lost, and still to be cancelled."""
+    ticket = await client.submit("later", 1)
+    async with asyncio.timeout(8):
+        while "until" not in (said := await client.why(ticket.invocation)).because:
+            pass
+    key = '{function="later",tenant="default"}'
+    async with asyncio.timeout(8):
+        while (found := await metrics(node)).get(f"faas_events_open{key}") != 1:
+            await client.runs(limit=1)
+    cancelled = await client.cancel(ticket)
+
+    assert said.because.startswith("it is in a back-off until 20")
+    assert found[f"faas_conservation_imbalance{key}"] == 0
+    assert cancelled.cancelled
+    assert (await until(client, ticket.invocation, "ended")).outcome == "cancelled"
 
 
 async def test_an_end_is_explained_by_the_chain_of_its_attempts(node: Node) -> None:

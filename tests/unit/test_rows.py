@@ -21,7 +21,7 @@ def entry(subject: str, headers: dict[str, str] | None = None, data: bytes = b""
 
 def consumer(*filters: str, function: str = "resize", starts: int = 0) -> Consuming:
     return Consuming(
-        name="c", stream="FAAS_EVENTS", tenant="acme", function=function, filters=filters, starts=starts, delivered=0, floor=0, pending=0,
+        name="c", stream="FAAS_EVENTS", tenant="acme", function=function, filters=filters, starts=starts, starts_ms=0, delivered=0, floor=0, pending=0,
         unacknowledged=0,
     )  # fmt: skip
 
@@ -59,9 +59,16 @@ def test_what_cannot_be_decoded_is_no_invocation() -> None:
 
 def test_what_comes_out_of_a_schedule_names_its_invocation() -> None:
     """A retry is the same invocation, whatever message brings it."""
-    (row,) = accepted(entry("faas.due.acme.resize", {"Faas-Invocation": "inv"}), [KEY])
+    head = {
+        "Faas-Invocation": "a" * 26,
+        "Faas-First-Seen": "1970-01-01T00:00:01+00:00",
+        "Faas-Event-Id": "a%20b",
+        "Faas-Subject": "images.a",
+    }
+    (row,) = accepted(entry("faas.due.acme.resize", head), [KEY])
 
-    assert row.invocation == "inv"
+    assert (row.invocation, row.event_id, row.subject, row.accepted_ms) == ("a" * 26, "a b", "images.a", 1000)
+    assert accepted(entry("faas.due.acme.resize"), [KEY]) == []
 
 
 def test_an_event_is_for_every_function_whose_consumer_filters_it() -> None:
