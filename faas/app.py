@@ -21,9 +21,10 @@ from faas.accounting.records import UsageRecords
 from faas.budget.prices import PriceTable
 from faas.bus import streams
 from faas.bus.connection import Bus, Message
-from faas.bus.letters import Letters
+from faas.bus.disk import DiskWatch
 from faas.bus.janitor import Janitor
 from faas.bus.keeper import StreamKeeper
+from faas.bus.letters import Letters
 from faas.bus.logs import LogLine, LogLines, rfc3339
 from faas.bus.outcomes import Outcomes
 from faas.bus.pull import Heartbeats
@@ -88,13 +89,15 @@ async def running(
     missing = ["bus", "functions"]
 
     def not_ready() -> list[str]:
-        return [*missing, *([] if bus is None or bus.connected else ["bus"])]
+        full = [disk.problem] if disk is not None and disk.problem else []
+        return [*missing, *([] if bus is None or bus.connected else ["bus"]), *full]
 
     async def metrics() -> bytes:
         return b"" if node is None else await node.metrics()
 
     bus: Bus | None = None
     node: _Node | None = None
+    disk: DiskWatch | None = None
     try:
         async with AsyncExitStack() as stack:
             stack.enter_context(state_folder(config.state, config.node))
@@ -107,13 +110,16 @@ async def running(
             functions, invalid, hints = await asyncio.to_thread(read_functions, config.functions, profiles, mounts=config.mounts)
             for hint in hints:
                 log.warning("function.skipped", hint=hint)
-            url, token, store_bytes = await stack.enter_async_context(_bus_address(config))
+            url, token, server = await stack.enter_async_context(_bus_address(config))
             bus = await stack.enter_async_context(Bus.open(url, node=config.node))
             missing.remove("bus")
+            store_bytes = server.store_bytes if server is not None else None
             node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build))
             await node.serve(functions, invalid, profiles, eager=eager, store_bytes=store_bytes)
             await stack.enter_async_context(StreamKeeper.open(bus, partial(node.declare, store_bytes), forget=node.forget))
             await stack.enter_async_context(Janitor.open(bus, expected=node.pulled))
+            if server is not None:
+                disk = await stack.enter_async_context(DiskWatch.open(server, bus))
             await bus.fence()  # whoever reads node.json finds every endpoint
             missing.remove("functions")
             info = _info(config, node.reports, url=url, token=token, http=http.url)
@@ -336,15 +342,15 @@ def _only(group: BaseException) -> BaseException:
 
 
 @asynccontextmanager
-async def _bus_address(config: Config) -> AsyncIterator[tuple[str, str, int | None]]:
-    """(URL, token, what the server may store in bytes): of the server that was given, else of an embedded one."""
+async def _bus_address(config: Config) -> AsyncIterator[tuple[str, str, EmbeddedServer | None]]:
+    """(URL, token, embedded server): of the server that was given, which is nobody's here, else of an embedded one."""
     if config.nats:
         yield config.nats, "", None
         return
     token = secrets.token_urlsafe(24)
     host, port = config.bus_address
     async with EmbeddedServer.open(config.bus, state=config.state.absolute(), host=host, port=port, token=token) as server:
-        yield server.url, token, server.store_bytes
+        yield server.url, token, server
 
 
 def _log_output(lines: LogLines, worker: Worker, line: Line) -> None:

@@ -48,6 +48,8 @@ class EmbeddedServer:
     def __init__(self, config: BusConfig, folder: Path, *, host: str, port: int, token: str) -> None:
         self._config, self._folder, self._host, self._port, self._token = config, folder, host, port, token
         self._binary = ""
+        self._restarting = ""
+        self._restarted = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._logged_bytes = 0
         self.store_bytes = 0
@@ -73,6 +75,11 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         return f"nats://{self._token}@{self._address}:{self._port}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its store, configuration and log are."""
+        return self._folder
 
     @property
     def pid(self) -> int:
@@ -185,9 +192,12 @@ jetstream {{
             code = await self._process.wait()
             if time.monotonic() - since > STEADY_S:
                 pause_s = FIRST_RESTART_S
-            log.error("server.ended", code=code, restart_s=pause_s)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LAST_RESTART_S)
+            if self._restarting:
+                log.info("server.stopped", reason=self._restarting)
+            else:
+                log.error("server.ended", code=code, restart_s=pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LAST_RESTART_S)
             try:
                 await asyncio.to_thread(self._write_config)
                 await self._start()
@@ -195,6 +205,15 @@ jetstream {{
                 log.error("server.not_started", error=str(error))
             else:
                 log.info("server.restarted", port=self._port)
+            self._restarting = ""
+            self._restarted.set()
+
+    async def restart(self, reason: str) -> None:
+        """Stop it and start it again at once, on the same port and store; who is connected connects again."""
+        self._restarting = reason
+        self._restarted.clear()
+        await self._stop()
+        await self._restarted.wait()
 
     async def _stop(self) -> None:
         process = self._process

@@ -144,10 +144,14 @@ def torch_against_driver(profile: str, pins: dict[str, str], driver: str) -> Fin
 
 def disk(state: Path) -> Iterable[Finding]:
     """What is free where the state folder is, or will be."""
+    from faas.bus.disk import BACK_BYTES, LOW_BYTES
     from faas.bus.server import STORE_AT_LEAST_BYTES
 
     free = shutil.disk_usage(existing(state)).free
     detail = f"{format_size(free)} free below {state}"
+    if free < LOW_BYTES:
+        said = f"{detail}: below {format_size(LOW_BYTES)} a node refuses events, and from {format_size(BACK_BYTES)} on it takes them again"
+        return [problem("disk", said, f"du -xsh {existing(state)}/* | sort -h, and make room")]
     if free < STORE_AT_LEAST_BYTES:
         return [problem("disk", f"{detail}; a node needs {format_size(STORE_AT_LEAST_BYTES)} to start", "faas up --state DIR")]
     if free < DISK_AT_LEAST_BYTES:
