@@ -66,7 +66,7 @@ class _Inlet:
     taking: int = 0
     endpoint: Endpoint | None = None
     pending: int = 0  # in the stream behind the last delivery, as that said
-    promised: int = 0  # slots that it has asked for beyond its head
+    promised: int = 0  # slots that events beyond its head are meant for, asked for or here
 
 
 class Intake:
@@ -157,8 +157,9 @@ class Intake:
         """
         appetite = self._pool.appetite(inlet.function.key, promised=self._promised - inlet.promised)
         wanted = max(0, min(appetite - len(inlet.unstarted), 1 + inlet.pending))
-        self._promised += max(0, wanted - 1) - inlet.promised
-        inlet.promised = max(0, wanted - 1)
+        beyond_head = max(0, wanted + len(inlet.unstarted) - 1)
+        self._promised += beyond_head - inlet.promised
+        inlet.promised = beyond_head
         for puller in inlet.pullers:
             puller.want(wanted)
 

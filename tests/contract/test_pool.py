@@ -138,6 +138,26 @@ async def test_max_workers_bounds_one_function_and_leaves_slots_to_others(tmp_pa
             (await second).__exit__(None, None, None)
 
 
+async def test_where_functions_wait_for_slots_weight_says_who_gets_them(tmp_path: Path) -> None:
+    """A function that matters more is declared so, and does not have to be on a node of its own."""
+    heavy, light = function("heavy", weight=100), function("light", weight=1)
+    async with pool(tmp_path, heavy, light, slots=1) as workers:
+        held = await loaded(workers, light)
+        order: list[str] = []
+
+        async def once(one: FunctionVersion) -> None:
+            with await loaded(workers, one):
+                order.append(one.spec.name)
+
+        async with asyncio.TaskGroup() as group:
+            waiting = [group.create_task(once(one)) for one in (light, heavy) * 5]
+            await asyncio.wait(waiting, timeout=0.05)
+            held.__exit__(None, None, None)
+
+    assert order.count("light") == 5
+    assert order.index("light", order.index("light") + 1) > max(index for index, name in enumerate(order) if name == "heavy")
+
+
 async def test_at_the_limit_the_longest_idle_sandbox_goes_for_a_new_function(tmp_path: Path) -> None:
     """Three functions in two sandboxes: the one that has rested longest starts anew the next time."""
     functions = [function(name) for name in ("a", "b", "c")]
