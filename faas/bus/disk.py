@@ -31,8 +31,6 @@ BACK_BYTES = 48 * 2**20
 """From here on they are taken again: apart, so that a disk at the edge does not flap."""
 FULL_BYTES = 2 * 2**20
 """Below it some write will have failed between two looks; a block of a stream is larger than what is left."""
-CLOSED_SLACK_BYTES = 16 * 2**10
-"""Above what a closed stream holds: an event that slipped in meanwhile must not push an older one out."""
 NO_SPACE = (b"no space left on device", b"disk quota exceeded")
 
 
@@ -44,7 +42,7 @@ class DiskWatch:
         self._log = server.folder / "server.log"
         self._read_bytes = _size(self._log)
         self._stuck = False
-        self._bounds: dict[str, int] | None = None  # of FAAS_EVENTS, as they were before it was closed
+        self._max_bytes: int | None = None  # of FAAS_EVENTS, as it was before that was closed
         self.problem = ""
 
     @classmethod
@@ -77,7 +75,7 @@ class DiskWatch:
             if not self.problem:
                 log.error("disk.low", folder=str(self._server.folder), free_bytes=free, events="refused")
             self.problem = f"space on the disk of {self._server.folder} ({format_size(free - free % 2**10)} left)"
-            if not self._stuck or self._bounds is None:
+            if not self._stuck or self._max_bytes is None:
                 await self._close()
         elif free >= BACK_BYTES and (self.problem or self._stuck):
             if self._stuck:
@@ -100,22 +98,18 @@ class DiskWatch:
         return shutil.disk_usage(self._server.folder).free, any(words in said for words in NO_SPACE)
 
     async def _close(self) -> None:
-        """Have FAAS_EVENTS refuse what comes, as a full stream does; nothing that it holds may go."""
+        """Have FAAS_EVENTS refuse what comes, as a full stream does. With `discard: new` a bound below what it holds drops nothing of it."""
         whole = await self._info()
-        config, held = whole["config"], int(whole["state"]["bytes"])
-        if self._bounds is None:
-            self._bounds = {bound: config[bound] for bound in ("max_bytes", "max_msg_size")}
-        elif config["max_bytes"] <= held + 2 * CLOSED_SLACK_BYTES:
-            return
-        # In two steps: were the bound set at once, events stored since it was read would push the oldest out.
-        await self._update({**config, "max_msg_size": 1})
-        held = int((await self._info())["state"]["bytes"])
-        await self._update({**config, **self._bounds, "max_bytes": held + CLOSED_SLACK_BYTES})
+        config, held = whole["config"], max(1, int(whole["state"]["bytes"]))
+        if self._max_bytes is None:
+            self._max_bytes = config["max_bytes"]
+        if config["max_bytes"] != held:
+            await self._update({**config, "max_bytes": held})
 
     async def _reopen(self) -> None:
-        if self._bounds is not None:
-            await self._update({**(await self._info())["config"], **self._bounds})
-            self._bounds = None
+        if self._max_bytes is not None:
+            await self._update({**(await self._info())["config"], "max_bytes": self._max_bytes})
+            self._max_bytes = None
 
     async def _info(self) -> Any:
         return await self._bus.api(f"STREAM.INFO.{subjects.EVENTS}", None, dict)
