@@ -31,6 +31,29 @@ async def server(client: Client) -> tuple[str, bool]:
     return version, b'"error"' not in answer.data[:200]
 
 
+class _Config(msgspec.Struct):
+    max_bytes: int = -1
+
+
+class _State(msgspec.Struct):
+    bytes: int = 0
+
+
+class _Stream(msgspec.Struct):
+    config: _Config = _Config()
+    state: _State = _State()
+
+
+async def room(client: Client, stream: str) -> tuple[int, int]:
+    """(bytes that a stream holds, bytes that it may hold; -1: no bound). Raises BusUnavailable."""
+    try:
+        answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=ANSWER_S)
+        found = msgspec.json.decode(answer.data, type=_Stream)
+    except (nats.errors.Error, msgspec.DecodeError) as error:
+        raise BusUnavailable(f"{stream} cannot be looked at: {error}") from error
+    return found.state.bytes, found.config.max_bytes
+
+
 async def newest(client: Client, stream: str, subject: str, *, limit: int) -> list[Msg]:
     """The last `limit` messages of a subject, fewer where they are large, oldest first. Raises BusUnavailable."""
     last = await _one(client, stream, {"last_by_subj": subject})

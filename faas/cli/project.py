@@ -17,6 +17,7 @@ from faas.cli.findings import Finding, ok, problem, warning
 from faas.cli.machine import existing
 from faas.errors import ConfigInvalid, EnvironmentFailed, FaasError, SpecInvalid
 from faas.model import RuntimeProfile
+from faas.units import format_size
 
 OLDEST_PYTHON = (3, 11)
 HTTP_S = 3.0
@@ -160,10 +161,23 @@ def node(folder: Path) -> Iterable[Finding]:
             return [problem("node", f"{name} (process {pid}) does not answer at {http}: {error}", f"kill {pid}")]
         return [warning("node", f"{name} was killed, or its machine stopped; the next start cleans up", "faas up")]
     try:
-        served = asyncio.run(_served(bus))
+        served, held, bound = asyncio.run(_served(bus))
     except FaasError as error:
         return [problem("node", f"{name} answers at {http}, and its bus does not: {error}", f"kill {pid}")]
-    return [ok("node", f"{name} runs on {folder}, ready, with {served} functions")]
+    return [ok("node", f"{name} runs on {folder}, ready, with {served} functions"), _events(held, bound)]
+
+
+def _events(held: int, bound: int) -> Finding:
+    """How full FAAS_EVENTS is: full, it refuses publishers."""
+    from faas.bus.janitor import FILLING
+
+    if bound <= 0:
+        return ok("events", f"{format_size(held)} are stored, without a bound")
+    detail = f"{format_size(held)} of {format_size(bound)} are taken"
+    if held < FILLING * bound:
+        return ok("events", detail)
+    detail += "; settled events go by themselves after two minutes, others once their functions have run; full, it refuses publishers"
+    return warning("events", detail, "grep stream.filling in the node's log for who is behind, or raise max_bytes in [bus] of faas.toml")
 
 
 def _detail(error: urllib.error.HTTPError) -> str:
@@ -173,11 +187,15 @@ def _detail(error: urllib.error.HTTPError) -> str:
         return str(error)
 
 
-async def _served(url: str) -> int:
+async def _served(url: str) -> tuple[int, int, int]:
+    """(functions that are ready, bytes that FAAS_EVENTS holds, its bound)."""
+    from faas import subjects
+    from faas.bus.inspection import room
     from faas.client import connect
 
     async with connect(url) as client:
-        return sum(report.state == "ready" for report in await client.functions())
+        ready = sum(report.state == "ready" for report in await client.functions())
+        return ready, *(await room(client.nats, subjects.EVENTS))
 
 
 def _ports() -> Iterator[Finding]:

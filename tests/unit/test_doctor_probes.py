@@ -107,3 +107,9 @@ def test_what_a_node_left_behind_is_told_from_one_that_is_stuck(tmp_path: Path, 
     (found,) = project.node(tmp_path)
 
     assert found.state == state
+
+
+@pytest.mark.parametrize(("held", "bound", "state"), [(10, 100, "ok"), (79, 100, "ok"), (80, 100, "warning"), (10**9, -1, "ok")])
+def test_a_stream_of_events_that_is_nearly_full_is_told_before_it_refuses(held: int, bound: int, state: str) -> None:
+    """The publisher who is refused is seldom the one who can do something about it."""
+    assert project._events(held, bound).state == state
