@@ -31,11 +31,11 @@ async def server(client: Client) -> tuple[str, bool]:
     return version, b'"error"' not in answer.data[:200]
 
 
-class _Config(msgspec.Struct):
+class _Config(msgspec.Struct, frozen=True):
     max_bytes: int = -1
 
 
-class _State(msgspec.Struct):
+class _State(msgspec.Struct, frozen=True):
     bytes: int = 0
 
 
