@@ -67,14 +67,14 @@ def declared(events: list[str], config: BusConfig, store_bytes: int | None) -> l
             sources=(Source(name=subjects.SCHEDULES, filter_subject="faas.due.>"),),
             discard="new",  # a full stream refuses the publisher instead of dropping what it acknowledged
             max_age=EVENTS_AGE_S * 10**9,
-            max_bytes=bounded(config.max_bytes, 0.4),
+            max_bytes=bounded(config.max_bytes, 0.3),
             num_replicas=replicas,
         ),
         StreamConfig(
             name=subjects.OUTCOMES,
             subjects=("faas.attempt.>", "faas.outcome.>"),
             max_age=round(config.outcome_retention_s * 1e9),
-            max_bytes=bounded(4 * GIB, 0.3),
+            max_bytes=bounded(4 * GIB, 0.2),
             max_msgs=OUTCOMES_LIMIT,
             max_msgs_per_subject=1,
             duplicate_window=min(DEDUP_S * 10**9, round(config.outcome_retention_s * 1e9)),
@@ -84,11 +84,11 @@ def declared(events: list[str], config: BusConfig, store_bytes: int | None) -> l
             name=subjects.USAGE,
             subjects=("faas.usage.>",),
             max_age=USAGE_AGE_S * 10**9,
-            max_bytes=bounded(2 * GIB, 0.15),
+            max_bytes=bounded(2 * GIB, 0.1),
             num_replicas=replicas,
         ),
         StreamConfig(
-            name=subjects.DEAD, subjects=("faas.dead.>",), max_age=DEAD_AGE_S * 10**9, max_bytes=bounded(GIB, 0.1), num_replicas=replicas
+            name=subjects.DEAD, subjects=("faas.dead.>",), max_age=DEAD_AGE_S * 10**9, max_bytes=bounded(GIB, 0.08), num_replicas=replicas
         ),
         StreamConfig(
             name=f"KV_{subjects.CANCELLED}",

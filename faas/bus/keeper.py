@@ -19,7 +19,9 @@ from faas.errors import BusUnavailable
 
 log = structlog.get_logger()
 
-STREAMS = (subjects.EVENTS, subjects.OUTCOMES, subjects.USAGE, subjects.DEAD, subjects.LOGS)
+STREAMS = (
+    subjects.SCHEDULES, subjects.EVENTS, subjects.OUTCOMES, subjects.USAGE, subjects.DEAD, subjects.LOGS, f"KV_{subjects.CANCELLED}",
+)  # fmt: skip
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 5.0
 DELETED = "$JS.EVENT.ADVISORY.STREAM.DELETED"
 

@@ -12,6 +12,7 @@ from pulling import CONFIG, STORE_BYTES, Deliveries, a_function
 from faas import subjects
 from faas.bus import streams
 from faas.bus.connection import Bus
+from faas.bus.declared import declared
 from faas.bus.pull import Puller
 from faas.errors import BusUnavailable
 from faas.units import Duration
@@ -173,3 +174,10 @@ async def test_a_changed_filter_makes_a_new_consumer_and_the_old_one_goes_once_i
     assert delivery.data == b"waits"
     assert (await streams.ensure_consumers(bus, [after], CONFIG))[tenant, "f"] == [msgspec.structs.replace(own, may_repeat=False)]
     assert await consumers_of(bus, tenant) == [own.name]
+
+
+def test_all_streams_together_fit_into_what_the_server_may_store() -> None:
+    """On a small disk the last one could not be made otherwise, and the node would not start."""
+    bounds = [stream.max_bytes for stream in declared(["a"], CONFIG, STORE_BYTES) if stream.max_bytes > 0]
+
+    assert sum(bounds) <= STORE_BYTES

@@ -16,6 +16,8 @@ BEHIND = 1000
 SLEEPER = "import time\ndef handle(event: bytes):\n    time.sleep(0.2)\n    return len(event)\n"
 SLOW = '[[trigger]]\nsubject = "chaos.slow"\n[scale]\nmax_workers = 2\n'
 
+STREAMS = ["FAAS_SCHEDULES", "FAAS_EVENTS", "FAAS_OUTCOMES", "FAAS_USAGE", "FAAS_DEAD", "FAAS_LOGS", "KV_FAAS_CANCELLED"]
+
 pytestmark = pytest.mark.timeout(60)
 
 
@@ -75,7 +77,7 @@ async def test_f29_a_consumer_that_was_deleted_is_made_again_and_loses_nothing(t
     assert len(pulls) < 50
 
 
-@pytest.mark.parametrize("stream", ["FAAS_EVENTS", "FAAS_OUTCOMES", "FAAS_USAGE", "FAAS_DEAD", "FAAS_LOGS"])
+@pytest.mark.parametrize("stream", STREAMS)
 async def test_f29_a_stream_that_was_deleted_is_declared_again_while_the_node_runs(tmp_path: Path, stream: str) -> None:
     """What was in it is lost by the hand of an administrator; what is accepted from then on has its outcome, from sequence 1 on."""
     async with echoing(tmp_path) as node:

@@ -10,7 +10,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from faas import client
 from faas.errors import BusUnavailable
 
 SIZE_BYTES = 160 * 2**20
+SLACK_BYTES = 2**20
 LOW_BYTES = 12 * 2**20
 """Left on a disk on which events are refused, and what was accepted still ends."""
 
@@ -54,8 +55,12 @@ async def on(disk: Path) -> AsyncIterator[Node]:
 def fill(disk: Path, *, leave_bytes: int) -> Path:
     """Somebody else's file, which leaves so much."""
     ballast = disk / "ballast"
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - leave_bytes)
+    with ballast.open("wb", buffering=0) as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - leave_bytes - SLACK_BYTES)
+        file.seek(0, os.SEEK_END)
+        with suppress(OSError):  # the node writes too: the last bytes are had by trying
+            while shutil.disk_usage(disk).free > leave_bytes:
+                file.write(bytes(4096))
     return ballast
 
 
