@@ -74,9 +74,11 @@ class DiskWatch:
         if free < LOW_BYTES:
             if not self.problem:
                 log.error("disk.low", folder=str(self._server.folder), free_bytes=free, events="refused")
-            self.problem = f"space on the disk of {self._server.folder} ({format_size(free - free % 2**10)} left)"
-            if not self._stuck or self._max_bytes is None:
-                await self._close()
+            try:
+                if not self._stuck or self._max_bytes is None:
+                    await self._close()
+            finally:  # only now: who reads that there is no space finds events refused
+                self.problem = f"space on the disk of {self._server.folder} ({format_size(free - free % 2**10)} left)"
         elif free >= BACK_BYTES and (self.problem or self._stuck):
             if self._stuck:
                 await self._server.restart("its disk was full")
