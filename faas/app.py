@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
@@ -19,7 +21,6 @@ import structlog
 from faas import subjects
 from faas.accounting.records import UsageRecords
 from faas.budget.prices import PriceTable
-from faas.bus import streams
 from faas.bus.connection import Bus, Message
 from faas.bus.disk import DiskWatch
 from faas.bus.janitor import Janitor
@@ -38,10 +39,11 @@ from faas.dispatcher import Dispatcher
 from faas.environments.build import Builder, BuildProgress
 from faas.environments.current import CurrentInterpreter
 from faas.environments.profile import load_profiles
+from faas.errors import only
 from faas.gateway.health import HealthServer
 from faas.gateway.metrics import exposition
 from faas.intake import Drained, Intake
-from faas.model import FunctionReport, FunctionSpec, FunctionVersion, RuntimeProfile
+from faas.model import FunctionReport, FunctionSpec, RuntimeProfile
 from faas.pool.attempt import Attempts
 from faas.pool.metering import Billing
 from faas.pool.mounts import Mounts
@@ -50,8 +52,9 @@ from faas.pool.pool import WorkerPool
 from faas.pool.process import ProcessBackend
 from faas.pool.worker import Worker
 from faas.questions import Questions
-from faas.registry.declared import in_effect
-from faas.registry.spec import read_functions
+from faas.registry.nodes import Nodes, NodeSeen
+from faas.registry.spec import Reading, read_functions
+from faas.rollout import Place, Rollout
 from faas.statefolder import NodeInfo, node_file, state_folder
 from faas.tally import Tally
 from faas.version import __version__
@@ -107,16 +110,15 @@ async def running(
             profiles, broken = await asyncio.to_thread(load_profiles, config.runtimes)
             for error in broken:
                 log.error("profile.invalid", error=str(error))
-            functions, invalid, hints = await asyncio.to_thread(read_functions, config.functions, profiles, mounts=config.mounts)
-            for hint in hints:
-                log.warning("function.skipped", hint=hint)
+            folder = await asyncio.to_thread(_read_folder, config, profiles)
             url, token, server = await stack.enter_async_context(_bus_address(config))
             bus = await stack.enter_async_context(Bus.open(url, node=config.node))
             missing.remove("bus")
             store_bytes = server.store_bytes if server is not None else None
             node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build))
-            await node.serve(functions, invalid, profiles, eager=eager, store_bytes=store_bytes)
-            await stack.enter_async_context(StreamKeeper.open(bus, partial(node.declare, store_bytes), forget=node.forget))
+            place = node.place(folder, profiles, eager=eager, store_bytes=store_bytes)
+            await stack.enter_async_context(node.serving(place))
+            await stack.enter_async_context(StreamKeeper.open(bus, node.declare, forget=node.forget))
             await stack.enter_async_context(Janitor.open(bus, expected=node.pulled))
             if server is not None:
                 disk = await stack.enter_async_context(DiskWatch.open(server, bus))
@@ -132,7 +134,7 @@ async def running(
         if on_stopped is not None:
             on_stopped(node.drained)
     except BaseExceptionGroup as group:
-        raise _only(group) from group
+        raise only(group) from group
 
 
 def _info(config: Config, reports: list[FunctionReport], *, url: str, token: str, http: str) -> NodeInfo:
@@ -156,10 +158,11 @@ class _Node:
     ) -> None:
         self._config, self._bus, self._environments = config, bus, environments
         self._pool, self._intake, self._questions, self._captured = pool, intake, questions, captured
-        self.reports: list[FunctionReport] = []
         self._not_enforced: tuple[str, ...] = ()
-        self._served: dict[tuple[str, str], FunctionVersion] = {}
         self._cancelling: Cancelling | None = None
+        self._rollout: Rollout | None = None
+        self.reports: list[FunctionReport] = []
+        self._since = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     @classmethod
     @asynccontextmanager
@@ -202,44 +205,25 @@ class _Node:
             node._not_enforced = tuple(sorted({"memory", "cpus", "pids"} - backend.enforced))
             yield node
 
-    async def serve(
-        self,
-        functions: list[FunctionVersion],
-        invalid: list[FunctionReport],
-        profiles: dict[str, RuntimeProfile],
-        *,
-        eager: bool,
-        store_bytes: int | None,
-    ) -> None:
-        """Declare streams and consumers, then take up every function that can be served."""
-        unusable = await self._check_environments(functions, profiles)
-        sound = [function for function in functions if function.key not in unusable]
-        bus, specs = self._config.bus, [function.spec for function in sound]
-        first = 1 + await streams.last_sequence(self._bus)
-        conflicts = await streams.declare(self._bus, specs, bus, store_bytes=store_bytes)
-        served = [function for function in sound if function.key not in conflicts]
-        consumers = await streams.ensure_consumers(self._bus, [function.spec for function in served], bus, first_sequence=first)
-        for function in served:
-            output = function.spec.output.publish
-            if output and (stream := await streams.stream_capturing(self._bus, output)) is not None:
-                self._captured[output] = stream
-        problems = unusable | {key: f"trigger.subject: {conflict}" for key, conflict in conflicts.items()}
-        self.reports = [*invalid, *(self._report(function, problems.get(function.key, "")) for function in functions)]
-        self.reports.sort(key=lambda report: (report.tenant, report.name))
-        for report in self.reports:
-            if report.error:
-                log.warning("function.invalid", function=report.name, error=report.error)
-        for function in served:
-            self._pool.serve(function, profiles[function.spec.runtime], eager=eager)
-            await self._intake.serve(function, consumers[function.key])
-            self._served[function.key] = function
-        await self._bus.subscribe(subjects.node(self._config.node, "functions"), self._answer_functions)
-        if self._cancelling is not None:
-            await self._cancelling.listen()
+    def place(self, folder: Reading | None, profiles: dict[str, RuntimeProfile], *, eager: bool, store_bytes: int | None) -> Place:
+        """What of this node decides what it can serve."""
+        config = self._config
+        return Place(
+            node=config.node,
+            bus=config.bus,
+            profiles=profiles,
+            folder=folder,
+            mounts=config.mounts,
+            copies=config.state / "mounts",
+            store_bytes=store_bytes,
+            eager=eager,
+            not_enforced=self._not_enforced,
+        )
 
-    async def declare(self, store_bytes: int | None) -> None:
+    async def declare(self) -> None:
         """Make the streams of what is served what they must be, once more."""
-        await streams.declare(self._bus, [function.spec for function in self._served.values()], self._config.bus, store_bytes=store_bytes)
+        if self._rollout is not None:
+            await self._rollout.declare()
 
     def forget(self, stream: str) -> None:
         """A stream is gone."""
@@ -249,18 +233,38 @@ class _Node:
         """(name, filters) of the consumers that events are pulled from."""
         return self._intake.pulled()
 
-    async def _check_environments(
-        self, functions: list[FunctionVersion], profiles: dict[str, RuntimeProfile]
-    ) -> dict[tuple[str, str], str]:
-        """Warn of stale locks; which functions cannot have their dependencies, and why, by (tenant, function)."""
-        used = {function.spec.runtime for function in functions}
-        for warning in self._environments.warnings([profile for name, profile in profiles.items() if name in used]):
-            log.warning("lock.stale", warning=warning)
-        return {key: f"dependencies: {why}" for key, why in (await self._environments.problems(functions, profiles)).items()}
+    @asynccontextmanager
+    async def serving(self, place: Place) -> AsyncIterator[None]:
+        """Serve the registry, and answer what is asked about it."""
+        async with Rollout.open(
+            place, self._bus, pool=self._pool, intake=self._intake, environments=self._environments, captured=self._captured
+        ) as rollout:
+            self.reports, self._rollout = rollout.reports, rollout
+
+            def answer(message: Message) -> None:
+                """All functions in short, or, where the question is a name, those of that name in full."""
+                name = message.data.decode("utf-8", "replace")
+                self._intake.say(message.reply, msgspec.json.encode(rollout.in_full(name) if name else rollout.reports))
+
+            await self._bus.subscribe(subjects.node(self._config.node, "functions"), answer)
+            if self._cancelling is not None:
+                await self._cancelling.listen()
+            async with Nodes(self._bus).announced(lambda: self._seen(rollout), replicas=self._config.bus.replicas):
+                yield
+
+    def _seen(self, rollout: Rollout) -> NodeSeen:
+        """What the list of nodes says of this one."""
+        return NodeSeen(
+            name=self._config.node,
+            host=socket.gethostname(),
+            version=__version__,
+            since=self._since,
+            slots=self._config.pool.slots_or_default,
+            functions=rollout.served,
+        )
 
     def _spec(self, key: tuple[str, str]) -> FunctionSpec | None:
-        function = self._served.get(key)
-        return function.spec if function is not None else None
+        return self._rollout.spec(key) if self._rollout is not None else None
 
     @property
     def absent(self) -> str:
@@ -278,39 +282,6 @@ class _Node:
     @property
     def building(self) -> tuple[str, ...]:
         return self._pool.building
-
-    def _report(self, function: FunctionVersion, problem: str) -> FunctionReport:
-        spec = function.spec
-        return FunctionReport(
-            name=spec.name,
-            tenant=spec.tenant,
-            version=function.version,
-            runtime=spec.runtime,
-            state="invalid" if problem else "ready",
-            error=f"{function.file}: {problem}" if problem else "",
-            triggers=spec.triggers,
-            not_enforced=self._not_enforced,
-        )
-
-    def _answer_functions(self, message: Message) -> None:
-        """All functions in short, or, where the question is a name, those of that name in full."""
-        name = message.data.decode("utf-8", "replace")
-        reports = [self._in_full(report) for report in self.reports if report.name == name] if name else self.reports
-        self._intake.say(message.reply, msgspec.json.encode(reports))
-
-    def _in_full(self, report: FunctionReport) -> FunctionReport:
-        function = self._served.get((report.tenant, report.name))
-        if function is None:
-            return report
-        seen = self._pool.seen(function.key)
-        return msgspec.structs.replace(
-            report,
-            declaration=in_effect(function.spec),
-            environment=seen.environment,
-            loaded=seen.schemas is not None,
-            input_schema=seen.schemas.input if seen.schemas else "",
-            output_schema=seen.schemas.output if seen.schemas else "",
-        )
 
 
 def _attempts(config: Config, outcomes: Outcomes, *, pool: WorkerPool, speech: Speech) -> Attempts:
@@ -331,11 +302,17 @@ def _environments(config: Config) -> Environments:
     return CurrentInterpreter() if config.environments == "current" else Builder(config.state / "environments")
 
 
-def _only(group: BaseException) -> BaseException:
-    """The one error that the parts on its way have wrapped in groups; a group of several stays one."""
-    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
-        group = group.exceptions[0]
-    return group
+def _read_folder(config: Config, profiles: dict[str, RuntimeProfile]) -> Reading | None:
+    """The functions of this node's own folder; None where it has none, and serves what others deploy. Raises SpecInvalid."""
+    if config.nats and not config.functions.exists():
+        log.info("folder.absent", functions=str(config.functions), serves="what the registry of the bus says")
+        return None
+    reading = read_functions(config.functions, profiles, mounts=config.mounts)
+    for hint in reading.hints:
+        log.warning("function.skipped", hint=hint)
+    for report in reading.invalid:
+        log.warning("function.invalid", function=report.name, error=report.error)
+    return reading
 
 
 # ---------------------------------------------------------------- the bus, and what is said of it

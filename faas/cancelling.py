@@ -17,7 +17,7 @@ import structlog
 from msgspec import Struct
 
 from faas import subjects
-from faas.bus import streams
+from faas.bus import consumers
 from faas.bus.cancels import Cancels
 from faas.bus.cloudevents import decode
 from faas.bus.connection import Bus, Message
@@ -153,7 +153,7 @@ class Cancelling:
     async def _waits(self, spec: FunctionSpec, invocation: str) -> bool:
         """Whether it is among the events that wait in a stream for the function. At most LOOKED_AT are looked through."""
         left = LOOKED_AT
-        for subject, after in await streams.unsettled(self._bus, spec):
+        for subject, after in await consumers.unsettled(self._bus, spec):
             async for message in messages_of(self._bus, subjects.EVENTS, subject, after=after, limit=left):
                 left -= 1
                 if _is(message.headers, message.data, spec, invocation=invocation, place=(subjects.EVENTS, message.sequence)):

@@ -75,6 +75,18 @@ class AlreadyStored(FaasError):
     code = "already_stored"
 
 
+class ObjectDamaged(FaasError):
+    """An object of the object store is not what was written: a chunk is gone, or its digest differs."""
+
+    code = "object_damaged"
+
+
+class DeployRefused(FaasError):
+    """The registry does not take a change: somebody else made one in the same moment, or there is nothing to go back to."""
+
+    code = "deploy_refused"
+
+
 class EnvironmentFailed(FaasError):
     """The environment of a runtime profile, or the packages of a function, cannot be built. `detail` holds the builder's last lines.
 
@@ -142,3 +154,10 @@ class NoSuchInvocation(FaasError):
     """No node knows an invocation: it never was, or it is older than what is kept."""
 
     code = "unknown_invocation"
+
+
+def only(group: BaseException) -> BaseException:
+    """The one error that the parts on its way have wrapped in groups; a group of several stays one."""
+    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group

@@ -17,9 +17,9 @@ import structlog
 
 from faas import subjects
 from faas.bus.connection import Bus, Message, Subscription, encode_head
+from faas.bus.consumers import Consumer
 from faas.bus.pull import Delivery, Heartbeats, Puller
 from faas.bus.service import Endpoint, Service
-from faas.bus.streams import Consumer
 from faas.dispatcher import Dispatcher
 from faas.errors import FaasError
 from faas.model import FunctionVersion
@@ -60,7 +60,7 @@ class _Inlet:
 
     function: FunctionVersion
     pullers: list[Puller] = field(default_factory=list)
-    subscriptions: list[Subscription] = field(default_factory=list)
+    subscriptions: dict[str, Subscription] = field(default_factory=dict)  # at-most-once subject -> its subscription
     unstarted: set[Delivery] = field(default_factory=set)
     answering: int = 0
     taking: int = 0
@@ -77,7 +77,7 @@ class Intake:
     ) -> None:
         self._bus, self._service, self._pool = bus, service, pool
         self._dispatcher, self._heartbeats, self._group = dispatcher, heartbeats, group
-        self._inlets: list[_Inlet] = []
+        self._inlets: dict[tuple[str, str], _Inlet] = {}
         self._promised = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.drained = Drained()
@@ -95,24 +95,52 @@ class Intake:
                 await intake._drain(grace_s)
 
     async def serve(self, function: FunctionVersion, consumers: list[Consumer]) -> None:
-        """Listen for a function's events from now on, on the consumers of its durable subjects."""
-        inlet = _Inlet(function)
-        self._inlets.append(inlet)
+        """Listen for a function's events from now on, on the consumers of its durable subjects; of another version of one, on what differs."""
+        inlet = self._inlets.get(function.key)
+        if inlet is None:
+            inlet = self._inlets[function.key] = _Inlet(function)
+        inlet.function = function
         tenant, name = function.key
+        kept = {(puller.consumer.stream, puller.consumer.name): puller for puller in inlet.pullers}
+        pullers = []
         for consumer in consumers:
-            inlet.pullers.append(await Puller.start(self._bus, consumer, partial(self._deliver, inlet), group=self._group))
+            puller = kept.pop((consumer.stream, consumer.name), None)
+            if puller is None:
+                puller = await Puller.start(self._bus, consumer, partial(self._deliver, inlet), group=self._group)
+            puller.consumer = consumer
+            pullers.append(puller)
+        inlet.pullers = pullers
         self._refill(inlet)
-        for trigger in function.spec.triggers:
-            if trigger.delivery == "at-most-once":
-                queue = f"faas.{tenant}.{name}"
+        for gone in kept.values():
+            await gone.stop()
+        await self._listen(inlet, [trigger.subject for trigger in function.spec.triggers if trigger.delivery == "at-most-once"])
+        if inlet.endpoint is None:
+            subject = subjects.invoke(tenant, name)
+            inlet.endpoint = await self._service.add_endpoint(f"{tenant}-{name}", subject, partial(self._request, inlet))
+
+    async def _listen(self, inlet: _Inlet, wanted: list[str]) -> None:
+        """Take these subjects at most once, and no others."""
+        tenant, name = inlet.function.key
+        for subject in set(inlet.subscriptions) - set(wanted):
+            await inlet.subscriptions.pop(subject).unsubscribe()
+        for subject in wanted:
+            if subject not in inlet.subscriptions:
                 take = partial(self._take, inlet)
-                inlet.subscriptions.append(await self._bus.subscribe(trigger.subject, take, queue=queue))
-        subject = subjects.invoke(tenant, name)
-        inlet.endpoint = await self._service.add_endpoint(f"{tenant}-{name}", subject, partial(self._request, inlet))
+                inlet.subscriptions[subject] = await self._bus.subscribe(subject, take, queue=f"faas.{tenant}.{name}")
+
+    async def withdraw(self, key: tuple[str, str]) -> None:
+        """Listen for a function's events no more; whoever stops its pool has what waits here given back."""
+        inlet = self._inlets.pop(key, None)
+        if inlet is None:
+            return
+        for puller in inlet.pullers:
+            await puller.stop()
+        await self._listen(inlet, [])
+        await self._service.remove_endpoint(subjects.invoke(*key))
 
     def pulled(self) -> list[tuple[str, tuple[str, ...]]]:
         """(name, filters) of the consumers on FAAS_EVENTS that must be there as long as this node serves."""
-        pullers = [puller for inlet in self._inlets for puller in inlet.pullers if not puller.drained]
+        pullers = [puller for inlet in self._inlets.values() for puller in inlet.pullers if not puller.drained]
         return [
             (puller.consumer.name, puller.consumer.config.filter_subjects)
             for puller in pullers
@@ -121,7 +149,7 @@ class Intake:
 
     def forget(self, stream: str) -> None:
         """A stream is gone, and a new one begins at sequence 1: what was settled of the old one says nothing of it."""
-        for puller in [puller for inlet in self._inlets for puller in inlet.pullers]:
+        for puller in [puller for inlet in self._inlets.values() for puller in inlet.pullers]:
             if puller.consumer.stream == stream:
                 puller.forget()
 
@@ -213,11 +241,10 @@ class Intake:
         """Ask for nothing more, hand back what waits, let what runs finish within the grace, then kill it and write that down."""
         tally, killed = self._dispatcher.tally, 0
         ended, given_back = tally.ended, tally.given_back
-        for inlet in self._inlets:
+        for inlet in self._inlets.values():
             for puller in inlet.pullers:
                 await puller.stop()
-            for subscription in inlet.subscriptions:
-                await subscription.unsubscribe()
+            await self._listen(inlet, [])
         await self._service.stop()
         self._pool.drain()
         self._dispatcher.drain()

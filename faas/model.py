@@ -23,6 +23,7 @@ class Trigger(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     subject: str
     delivery: Literal["at-least-once", "at-most-once"] = "at-least-once"
+    stream: str = ""  # one of the user's own, which has the subject, instead of FAAS_EVENTS
 
 
 class Mount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,6 +129,7 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
     mounts: tuple[MountedFolder, ...] = ()
     example: bytes = b""  # example_event.json as it stands, "" where there is none
     file: str = ""  # where it is declared, as errors name it: "hello/function.toml", "hello.py"
+    declaration: bytes = b""  # its words, a line of it where the file has it
 
     @property
     def key(self) -> tuple[str, str]:
@@ -136,7 +138,9 @@ class FunctionVersion(Struct, frozen=True, kw_only=True):
 
 
 class FunctionReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A function as `faas functions --json` lists it. `state` is "ready" or "invalid"; the latter has `error`, which names file and key.
+    """A function as `faas functions --json` lists it. `state` is "ready", "invalid" or "withdrawn"; the latter two have `error`, which names file and key.
+
+    A function that is ready may have one too: what is wrong with a newer version of it.
 
     What stands behind `not_enforced` is filled in only where one function is asked for by its name.
     """
@@ -145,7 +149,7 @@ class FunctionReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tenant: str
     version: str
     runtime: str
-    state: Literal["ready", "invalid"] = field()
+    state: Literal["ready", "invalid", "withdrawn"] = field()
     error: str = ""
     triggers: tuple[Trigger, ...] = ()
     not_enforced: tuple[str, ...] = ()  # limits that this machine cannot enforce: "memory", "cpus", "pids"

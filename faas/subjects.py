@@ -9,6 +9,11 @@ SCHEDULES = "FAAS_SCHEDULES"
 CANCELLED = "FAAS_CANCELLED"
 """A key-value bucket: its stream is KV_FAAS_CANCELLED."""
 
+REGISTRY = "FAAS_REGISTRY"
+NODES = "FAAS_NODES"
+BUNDLES = "FAAS_BUNDLES"
+"""Buckets: the first two of keys and values, the third an object store."""
+
 SERVICE = "faas"
 """Name of the NATS micro service whose endpoints are the functions."""
 

@@ -24,7 +24,7 @@ HEIGHTS = {
     6: "cli testing __main__",
 }
 HEIGHT = {part: height for height, parts in HEIGHTS.items() for part in parts.split()}
-SAME_HEIGHT = {("registry", "bus"), ("security", "bus"), ("intake", "dispatcher"), ("__main__", "cli")}
+SAME_HEIGHT = {("registry", "bus"), ("security", "bus"), ("intake", "dispatcher"), ("rollout", "intake"), ("__main__", "cli")}
 """Who may import whom at its own height; of height 0 everything but `worker` may import its neighbours."""
 
 HOMES = {
@@ -59,6 +59,7 @@ POLLING_ALLOWED = {
     "bus/server.py:EmbeddedServer._watch": "back-off between two starts; the end of the server itself is awaited",
     "calling/flows.py:items_of": "as client.request: a node that stops answered; nothing announces the next one",
     "client.py:Client.request": "a node that stops answered; nothing announces the next one",
+    "registry/nodes.py:Nodes._beat": "a sign of life at a fixed pace; nothing happens that could be waited for",
     "dispatcher.py:Dispatcher._insist": "back-off between two tries while the bus is away",
 }
 """`file:function` -> why it sleeps in a loop; an entry that nothing needs any more is an offence."""

@@ -22,8 +22,17 @@ class Cover:
 
 
 def durable_subjects(spec: FunctionSpec) -> list[str]:
-    """The subjects of a function's at-least-once triggers, reduced by containment."""
-    return subjects.reduce_by_containment([t.subject for t in spec.triggers if t.delivery == "at-least-once"])
+    """The subjects of a function's at-least-once triggers that FAAS_EVENTS takes, reduced by containment."""
+    return subjects.reduce_by_containment([t.subject for t in spec.triggers if t.delivery == "at-least-once" and not t.stream])
+
+
+def borrowed_subjects(spec: FunctionSpec) -> dict[str, list[str]]:
+    """The subjects that a function takes from streams of the user's own, by stream, reduced by containment."""
+    found: dict[str, list[str]] = {}
+    for trigger in spec.triggers:
+        if trigger.stream:
+            found.setdefault(trigger.stream, []).append(trigger.subject)
+    return {stream: sorted(subjects.reduce_by_containment(own)) for stream, own in found.items()}
 
 
 def filters(spec: FunctionSpec) -> list[str]:
@@ -62,6 +71,21 @@ def cover(specs: Sequence[FunctionSpec], present: Iterable[str] = ()) -> Cover:
     return result
 
 
+def left(present: Iterable[str], leaving: Iterable[str], needed: Iterable[str]) -> list[str]:
+    """The subjects of the stream without those that only withdrawn functions take: `leaving` are their consumers' filters, `needed` all others.
+
+    A subject that is wider than what is still needed of it is narrowed to that.
+    """
+    leaving, needed = list(leaving), list(needed)
+    found: list[str] = []
+    for subject in present:
+        if not any(subjects.contains(gone, subject) for gone in leaving) or any(subjects.contains(other, subject) for other in needed):
+            found.append(subject)
+        else:
+            found += [other for other in needed if subjects.contains(subject, other)]
+    return subjects.reduce_by_containment(found)
+
+
 def partly(one: str, other: str) -> bool:
     """Whether two subjects overlap and neither contains the other: one stream cannot hold both."""
     return subjects.overlaps(one, other) and not subjects.contains(one, other) and not subjects.contains(other, one)
@@ -78,6 +102,6 @@ def _conflict(own: list[str], owners: list[tuple[str, str]]) -> str | None:
                 )
                 return (
                     f"the subject {subject} overlaps in part with {other} {whose}, and one stream cannot hold both; make one contain the "
-                    'other, or set delivery = "at-most-once" (a stream of your own, stream = "...", is not supported yet)'
+                    'other, set delivery = "at-most-once", or take it from a stream of your own, stream = "..."'
                 )
     return None

@@ -19,6 +19,8 @@ LOGS_AGE_S = DAY_S
 CANCELLED_AGE_S = 7 * DAY_S
 DEAD_AGE_S = 14 * DAY_S
 GIB = 2**30
+BUNDLES_BYTES, BUNDLES_SHARE = GIB, 0.05
+"""Of the object store that holds what functions are made of; the share is of what an embedded server may store."""
 
 
 class Source(Struct, frozen=True, kw_only=True):
@@ -37,7 +39,7 @@ class StreamConfig(Struct, frozen=True, kw_only=True):
     storage: str = "file"
     discard: str = "old"
     max_age: int
-    max_bytes: int
+    max_bytes: int = -1
     max_msgs: int = -1
     max_msgs_per_subject: int = -1
     duplicate_window: int = DEDUP_S * 10**9
@@ -46,6 +48,8 @@ class StreamConfig(Struct, frozen=True, kw_only=True):
     sources: tuple[Source, ...] = ()
     allow_msg_schedules: bool = False
     allow_msg_ttl: bool = False
+    allow_rollup_hdrs: bool = False
+    deny_delete: bool = False
 
 
 def declared(events: list[str], config: BusConfig, store_bytes: int | None) -> list[StreamConfig]:
@@ -56,10 +60,10 @@ def declared(events: list[str], config: BusConfig, store_bytes: int | None) -> l
             name=subjects.SCHEDULES,
             subjects=("faas.due.>", "faas.retry.>"),
             max_age=0,
-            max_bytes=-1,
             num_replicas=replicas,
             allow_msg_schedules=True,
             allow_msg_ttl=True,
+            allow_rollup_hdrs=True,  # which a server sets by itself where schedules are allowed
         ),
         StreamConfig(
             name=subjects.EVENTS,

@@ -91,6 +91,7 @@ class FoundMessage(Struct, frozen=True, kw_only=True):
     seq: int
     data: str = ""
     hdrs: str = ""
+    time: str = ""
 
 
 class GetAnswer(Answer, frozen=True, kw_only=True):

@@ -17,7 +17,8 @@ from contextlib import asynccontextmanager
 import structlog
 
 from faas.bus.connection import ApiError, Bus, Message, Subscription
-from faas.bus.streams import NO_STREAM, Consumer, restore_consumer
+from faas.bus.consumers import Consumer, restore_consumer
+from faas.bus.listing import NO_STREAM
 from faas.errors import BusUnavailable
 
 log = structlog.get_logger()

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from faas.bus.connection import ApiError, Bus, Message
-from faas.bus.streams import NO_STREAM, OWNER
+from faas.bus.listing import NO_STREAM, OWNER
 from faas.errors import BusUnavailable
 
 ANSWER_S = 5.0

@@ -131,8 +131,7 @@ class Connection:
 async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Connection]:
     """To the bus at `url`, else at FAAS_NATS, else to the node whose state folder this is. Raises ConfigInvalid, BusUnavailable."""
     given = url or os.environ.get("FAAS_NATS")
-    address = given or _from_state(state)
-
+    address = address_of(url, state)
     said: list[str] = []
 
     async def note(error: Exception) -> None:
@@ -147,7 +146,7 @@ async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Conn
     try:
         async with asyncio.timeout(CONNECT_S + 2):  # max_reconnect_attempts: nats-py counts those of a first connection too
             await client.connect(
-                address,
+                address.split(","),
                 connect_timeout=int(CONNECT_S),
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
@@ -167,6 +166,11 @@ async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Conn
     finally:
         with suppress(nats.errors.Error, OSError):
             await client.close()
+
+
+def address_of(url: str | None, state: Path) -> str:
+    """The bus that is meant: the one given, else FAAS_NATS, else that of the node on this state folder. Raises ConfigInvalid."""
+    return url or os.environ.get("FAAS_NATS") or _from_state(state)
 
 
 def _from_state(state: Path) -> str:

@@ -20,11 +20,12 @@ def functions(
     name: Annotated[str | None, Parameter(help="Only this one, in full.")] = None,
     *,
     tenant: Annotated[str | None, Parameter(help="Only functions of this tenant.")] = None,
+    withdrawn: Annotated[bool, Parameter(negative="", help="Also those that were withdrawn.")] = False,
     where: Where = Where(),  # noqa: B008  # frozen
     json: Json = False,
 ) -> int:
     """List the functions of all nodes, or show one in full."""
-    reports = asyncio.run(_reports(where, name, tenant))
+    reports = [report for report in asyncio.run(_reports(where, name, tenant)) if withdrawn or name or report.state != "withdrawn"]
     if json:
         print_json([_as_json(report, in_full=name is not None) for report in reports])
     elif name is None:
@@ -36,21 +37,51 @@ def functions(
 
 async def _reports(where: Where, name: str | None, tenant: str | None) -> list[FunctionReport]:
     """Raises NoSuchFunction where a name was given and nobody has it."""
-    from faas.client import connect, no_such_function
+    from faas.client import no_such_function
 
-    async with connect(where.nats, state=where.state) as client:
-        found = await client.functions(name or "")
+    found = await _found(where, name)
     reports = [report for report in found if tenant in (None, report.tenant)]
     if name is not None and not reports:
         raise no_such_function(name, tenant, [report.tenant for report in found])
     return reports
 
 
+async def _found(where: Where, name: str | None) -> list[FunctionReport]:
+    """What the registry has, as the nodes say it stands there; where no node answers, as the registry alone knows it."""
+    from faas.cli.deploy import registry
+    from faas.client import connect
+    from faas.errors import BusUnavailable
+
+    async with registry(where) as (_, registered):
+        registrations = [known for known in await registered.registrations() if name in (None, known.name)]
+    found = {
+        known.key: FunctionReport(
+            name=known.name,
+            tenant=known.tenant,
+            version=known.version,
+            runtime=known.current.runtime,
+            state="withdrawn" if known.withdrawn else "ready",
+            error=f"withdrawn by {known.withdrawn_by}; `faas rollback {known.name}` brings it back" if known.withdrawn else "",
+            triggers=known.current.triggers,
+        )
+        for known in registrations
+    }
+    async with connect(where.nats, state=where.state) as client:
+        try:
+            reports = await client.functions(name or "")
+        except BusUnavailable:
+            if not found:
+                raise
+            reports = []
+    found |= {(report.tenant, report.name): report for report in reports}
+    return [found[key] for key in sorted(found)]
+
+
 def _as_json(report: FunctionReport, *, in_full: bool) -> dict[str, object]:
     document = {"name": report.name, "tenant": report.tenant, "version": report.version, "runtime": report.runtime, "state": report.state}
     more = {"error": report.error} if report.error else {}
     short = {**document, **more, "triggers": msgspec.to_builtins(report.triggers), "not_enforced": list(report.not_enforced)}
-    if not in_full or report.error:
+    if not in_full or report.state != "ready":
         return short
     return {
         **short,
@@ -96,6 +127,7 @@ def _in_full(report: FunctionReport) -> Iterator[str]:
     yield f"{report.name} of tenant {report.tenant}: {report.state}"
     if report.error:
         yield f"  {report.error}"
+    if report.state != "ready":
         return
     yield _line("version", report.version)
     yield _line("environment", report.environment or "not built yet: the first event waits for it")

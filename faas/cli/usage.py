@@ -13,8 +13,6 @@ from faas.cli.verbs import verbs
 NOT_YET = frozenset(
     [
         "dev",
-        "deploy",
-        "rollback",
         "map",
         "sweep",
         "token",
@@ -23,7 +21,6 @@ NOT_YET = frozenset(
         "usage",
         "budgets",
         "gpus",
-        "nodes",
         "schedules",
     ]
 )

@@ -5,7 +5,9 @@ Whoever types `faas --help` waits for every import before the first line: the pa
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -55,11 +57,31 @@ Example: faas why INVOCATION""",
 Templates: plain (a function), class (loads once, answers often), stream (a generator), async, torch (a model, on a GPU where there is one).
 
 Example: faas new thumb --template class""",
-    "faas.cli.functions:functions": """List the functions of all nodes, the invalid ones with what is wrong; with a name, show one in full.
+    "faas.cli.functions:functions": """List what the registry has and every node serves, the invalid ones with what is wrong; with a name, show one in full.
 
 In full: every key as it is in effect, the environment, and the JSON Schema of what it takes and returns.
 
 Example: faas functions hello""",
+    "faas.cli.deploy:remove": """Withdraw a function from all nodes: it takes nothing new, and what it has accepted waits until it is back.
+
+With --purge what waits is dropped, and every version that it had. A node whose folder still has the function deploys it again
+at its next start only where it has changed there, or was purged.
+
+Example: faas functions remove hello""",
+    "faas.cli.deploy:deploy": """Have the functions of a folder served by every node of the bus, from now on.
+
+Only what differs from the version that is served is deployed; a function that is not in the folder is left as it is. Of two that
+deploy one function in the same moment one is told so, and exits 1.
+
+Example: faas deploy functions hello""",
+    "faas.cli.deploy:rollback": """Have an earlier version of a function served; without one, the version before. Brings a withdrawn function back too.
+
+Example: faas rollback hello 3f9a0c""",
+    "faas.cli.nodes:nodes": """List the nodes of the bus: host, version, slots, what they serve, and when each was last heard of.
+
+A node that was not heard of for 15 s is not listed.
+
+Example: faas nodes""",
     "faas.cli.doctor:doctor": """Say what is wrong with this machine and project, and what to type; with a function, what suits it.
 
 Examines NATS, uv, Docker, GPU and driver, disk, permissions, limits and isolation, profiles and locks, functions, and the node.
@@ -114,9 +136,12 @@ NAMES = {
     "faas.cli.dlq:show": "dlq show",
     "faas.cli.dlq:redrive": "dlq redrive",
     "faas.cli.dlq:purge": "dlq purge",
+    "faas.cli.deploy:remove": "functions remove",
 }
 """What is typed where it is not the function's own name: in a group of verbs, or like an option, since it needs no node and no project."""
-GROUPS = {"dlq": "Dead letters: list, show, redrive, purge."}
+GROUPS = {"dlq": "Dead letters: list, show, redrive, purge.", "functions": HELP["faas.cli.functions:functions"]}
+DEFAULTS = {"faas.cli.functions:functions": "functions"}
+"""What a group does where no verb of it is typed."""
 WIDTH = 100
 
 
@@ -145,12 +170,15 @@ def application() -> App:
     from cyclopts import App
 
     app = App(name="faas", version=__version__, help=ABOUT, help_format="plaintext", result_action="return_value")
-    groups = {name: App(name=name, help=text) for name, text in GROUPS.items()}
+    groups = {name: App(name=name, help=text, help_format="plaintext") for name, text in GROUPS.items()}
     for group in groups.values():
         app.command(group)
     for target, text in HELP.items():
         group_name, _, verb = name_of(target).rpartition(" ")
-        (groups[group_name] if group_name else app).command(target, name=verb, help=text)
+        if target not in DEFAULTS:
+            (groups[group_name] if group_name else app).command(target, name=verb, help=text)
+        elif DEFAULTS[target] in sys.argv[1:2]:  # its module is imported where it is typed, like those of all verbs
+            groups[DEFAULTS[target]].default(getattr(importlib.import_module(target.partition(":")[0]), verb))
     return app
 
 

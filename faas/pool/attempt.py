@@ -125,6 +125,7 @@ class Attempts:
 
     async def _on_worker(self, lease: Lease, invocation: Invocation) -> Attempt:
         leased_monotonic = time.monotonic()
+        invocation.function = lease.served.function  # another version than it came for, where one was deployed while it waited
         if invocation.on_leased is not None:
             invocation.on_leased()
         spec = invocation.function.spec

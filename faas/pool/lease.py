@@ -25,12 +25,17 @@ SCHEMA_CHARACTERS = 32 * 1024
 FIRST_HOLD_S = 0.1
 """What an attempt counts for whose function has had none: some cold start. The moving average soon says better."""
 
+AHEAD_S = 0.010
+"""Events are asked for ahead of a free slot as far as this much work goes: it hides a round trip to the bus where attempts
+are short, and leaves the events of a slow function to a node that has a slot."""
+AHEAD_LIMIT = 16
+
 Stage = Callable[[FunctionVersion], Awaitable[Mapping[str, str]]]
 """Puts the mounts of a function in place: target -> absolute path. Raises EnvironmentFailed."""
 
 
 class Draining(FaasError):
-    """The node stops and starts nothing more; another node, or the next start, takes what waits."""
+    """The node stops, or the function was withdrawn: nothing more is started here; another node, or the next start, takes what waits."""
 
     code = "draining"
 
@@ -83,6 +88,8 @@ class Served:
     hold_s: float = math.inf  # moving average of lease start to end; infinite until the first has ended
     binding: asyncio.Lock = field(default_factory=asyncio.Lock)
     schemas: Schemas | None = None
+    left: bool = False  # another version is served, or none: what runs ends, and nothing of it is kept
+    waiting: set[asyncio.Future[Served]] = field(default_factory=set)  # turns that were asked for while it was served
 
     @property
     def environment(self) -> Environment:
@@ -107,6 +114,12 @@ class Served:
     def bill(self) -> Bill:
         """What a start of it counts for in the fair queue: seconds of a slot as attempts took lately, and the function's weight."""
         return FIRST_HOLD_S if math.isinf(self.hold_s) else self.hold_s, float(self.function.spec.scale.weight)
+
+    def appetite(self, free_slots: int) -> int:
+        """How many events of it can be used soon, at least one."""
+        workers = self.function.spec.scale.max_workers
+        free = max(0, min(free_slots, workers - self.leased))
+        return max(1, free + min(AHEAD_LIMIT, int(AHEAD_S * workers / max(self.hold_s, 1e-6))))
 
     def pop_idle(self) -> Worker | None:
         """The worker given back last; one that has died meanwhile is passed over, its end need not be settled yet."""
@@ -143,3 +156,20 @@ class Lease:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.give_back(self)
+
+
+def load_message(served: Served, result_limit_bytes: int) -> wire.Load:
+    """What makes a spare a worker of a function version; its environment is there. A worker sends no result above the limit."""
+    function, spec = served.function, served.function.spec
+    return wire.Load(
+        function=spec.name,
+        tenant=spec.tenant,
+        version=function.version,
+        handler=spec.handler,
+        files=tuple(wire.File(file.path, file.data) for file in function.files),
+        tags=dict(spec.tags),
+        result_limit_bytes=min(int(spec.limits.payload_bytes), result_limit_bytes),
+        overlay=served.environment.overlay,
+        env=dict(spec.env),
+        mounts=dict(served.mounts),
+    )

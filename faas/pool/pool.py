@@ -18,10 +18,10 @@ from faas.config import PoolConfig
 from faas.errors import FaasError
 from faas.model import FunctionVersion, RuntimeProfile, Start
 from faas.pool.backend import Backend
-from faas.pool.lease import Draining, Lease, Schemas, Seen, Served, Stage
+from faas.pool.lease import Draining, Lease, Schemas, Seen, Served, Stage, load_message
 from faas.pool.overlays import BuildOverlay, Overlay
 from faas.pool.sandboxes import Build, Sandboxes
-from faas.pool.warmth import Warmth, unbind
+from faas.pool.warmth import Warmth, retire_all, unbind
 from faas.pool.worker import Worker
 from faas.scheduling.fair_queue import Bill, FairQueue, Flow
 from faas.worker import wire
@@ -30,11 +30,6 @@ log = structlog.get_logger()
 
 CLOSE_S = 0.5
 """How long `close` of idle workers may take when the node stops."""
-
-AHEAD_S = 0.010
-"""Events are asked for ahead of a free slot as far as this much work goes: it hides a round trip to the bus where attempts
-are short, and leaves the events of a slow function to a node that has a slot."""
-AHEAD_LIMIT = 16
 
 HOLD_WEIGHT = 0.1
 """Of the newest attempt in the moving average of what an attempt of the function takes."""
@@ -62,7 +57,7 @@ class WorkerPool:
         self._loop = asyncio.get_running_loop()
         self._profiles: dict[str, Sandboxes] = {}
         self._served: dict[Flow, Served] = {}
-        self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._queue: FairQueue[asyncio.Future[Served]] = FairQueue()
         self._leases: set[Lease] = set()
         self._warmth = Warmth(self._served)
         self._draining = False
@@ -99,7 +94,10 @@ class WorkerPool:
     # ------------------------------------------------------------ functions
 
     def serve(self, function: FunctionVersion, profile: RuntimeProfile, *, eager: bool) -> None:
-        """Take up a function. `eager` builds its environment and keeps sandboxes warm from now on; else its first event does."""
+        """Take up a function, or another version of one: what runs on the old one ends there, what waits gets the new one.
+
+        `eager` builds its environment and keeps sandboxes warm from now on; else its first event does.
+        """
         sandboxes = self._profiles.get(profile.name)
         if sandboxes is None:
             sandboxes = Sandboxes(
@@ -118,9 +116,28 @@ class WorkerPool:
         if function.lock and self._build_overlay is not None:
             overlay = Overlay(function, profile, self._build_overlay, spawn=self._spawn)
         served = Served(function, sandboxes, limits, overlay, self._stage)
-        self._served[function.key] = served
+        before, self._served[function.key] = self._served.get(function.key), served
+        if before is not None:
+            served.waiting = before.waiting
+            self._leave(before)
+            self._hand_out()
         if eager or function.spec.scale.min_warm:
             self._spawn(self._warm_up(served))
+
+    def withdraw(self, flow: Flow) -> None:
+        """Start nothing more of a function: whoever waits gets Draining, what runs ends as it would."""
+        served = self._served.pop(flow, None)
+        if served is not None:
+            for turn in [turn for turn in served.waiting if not turn.done()]:
+                self._queue.remove(flow, turn)
+                turn.set_exception(Draining("the function was withdrawn"))
+            self._leave(served)
+
+    def _leave(self, served: Served) -> None:
+        served.left = True
+        if not served.leased:
+            self._release_promise(served)
+            unbind(served)
 
     async def _warm_up(self, served: Served) -> None:
         try:
@@ -142,18 +159,15 @@ class WorkerPool:
 
         `promised` is for how many slots other functions have asked already.
         """
-        served = self._served[flow]
-        workers = served.function.spec.scale.max_workers
-        free = max(0, min(self._free - promised, workers - served.leased))
-        ahead = min(AHEAD_LIMIT, int(AHEAD_S * workers / max(served.hold_s, 1e-6)))
-        return max(1, free + ahead)
+        served = self._served.get(flow)
+        return served.appetite(self._free - promised) if served is not None else 0  # withdrawn in this moment
 
     # ------------------------------------------------------------ leases
 
     def try_acquire(self, flow: Flow) -> Lease | None:
         """A lease on an idle worker, if there are one and a slot and nobody waits; without a wait."""
-        served = self._served[flow]
-        if self._queue or self._free <= 0 or self._draining:
+        served = self._served.get(flow)
+        if served is None or self._queue or self._free <= 0 or self._draining:
             return None
         worker = served.pop_idle()
         if worker is None:
@@ -165,24 +179,25 @@ class WorkerPool:
 
     async def acquire(self, flow: Flow) -> Lease:
         """A lease, when it is the function's turn. Raises EnvironmentFailed, ColdStartFailed, Draining; cancelling it gives up the place."""
-        if self._draining:
-            raise Draining("the node stops")
-        served = self._served[flow]
-        cold = await served.ready()
-        if self._draining:
-            raise Draining("the node stops")
-        turn: asyncio.Future[None] = self._loop.create_future()
+        cold = await self._still(flow).ready()
+        asked = served = self._still(flow)
+        turn: asyncio.Future[Served] = self._loop.create_future()
+        (waiting := served.waiting).add(turn)
         self._queue.put(flow, turn)
         self._hand_out()
         try:
-            await turn
+            served = await turn
         except BaseException:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._return_slot(served)  # granted in the same moment
+                self._return_slot(turn.result())  # granted in the same moment
             else:
                 self._queue.remove(flow, turn)
             raise
+        finally:
+            waiting.discard(turn)
         try:
+            if served is not asked:  # a version that came while it waited
+                cold = await served.ready() or cold
             worker, start = await self._worker(served)
         except BaseException:
             self._return_slot(served)
@@ -192,6 +207,13 @@ class WorkerPool:
             self._return_slot(served)
             raise Draining("the node stops")
         return self._lease(served, worker, "cold" if cold and start != "warm" else start)
+
+    def _still(self, flow: Flow) -> Served:
+        """What is served of a function. Raises Draining where that is nothing, or the node stops."""
+        served = self._served.get(flow)
+        if served is None or self._draining:
+            raise Draining("the node stops" if served is not None else "the function was withdrawn")
+        return served
 
     def _lease(self, served: Served, worker: Worker, start: Start) -> Lease:
         worker.lease()
@@ -219,7 +241,9 @@ class WorkerPool:
         served.idle_since_monotonic = time.monotonic()
         if not served.leased:
             self._release_promise(served)
-            if not served.idle and served.sandbox is not None:
+            if served.left:
+                unbind(served)
+            elif not served.idle and served.sandbox is not None:
                 self._warmth.look_at(served.idle_since_monotonic + served.sandboxes.profile.pool.keep_alive_s)
         if self._queue:
             self._hand_out()
@@ -244,7 +268,7 @@ class WorkerPool:
             if not served.idle and not served.promised and not served.bound:
                 served.promised = True
                 served.sandboxes.promised += 1
-            turn.set_result(None)
+            turn.set_result(served)
 
     def _may_start(self, flow: Flow) -> bool:
         served = self._served[flow]
@@ -284,24 +308,12 @@ class WorkerPool:
     # ------------------------------------------------------------ loading
 
     def load_message(self, function: FunctionVersion) -> wire.Load:
-        """What makes a spare a worker of this function version."""
-        spec = function.spec
-        return wire.Load(
-            function=spec.name,
-            tenant=spec.tenant,
-            version=function.version,
-            handler=spec.handler,
-            files=tuple(wire.File(file.path, file.data) for file in function.files),
-            tags=dict(spec.tags),
-            result_limit_bytes=min(int(spec.limits.payload_bytes), self._result_limit_bytes),
-            overlay=self._served[function.key].environment.overlay,
-            env=dict(spec.env),
-            mounts=dict(self._served[function.key].mounts),
-        )
+        """What makes a spare a worker of a function that is served."""
+        return load_message(self._served[function.key], self._result_limit_bytes)
 
     async def load(self, served: Served, worker: Worker, *, timeout_s: float) -> wire.Loaded | wire.LoadFailed:
         """Make a spare a worker of the function, and keep what it says of its types. Raises as `Worker.load` does."""
-        answer = await worker.load(self.load_message(served.function), timeout_s=timeout_s)
+        answer = await worker.load(load_message(served, self._result_limit_bytes), timeout_s=timeout_s)
         if isinstance(answer, wire.Loaded):
             served.schemas = Schemas.of(answer)
         return answer
@@ -311,7 +323,11 @@ class WorkerPool:
         return self._served[flow].seen
 
     def _keep_warm(self, served: Served) -> None:
-        if not self._draining and len(served.idle) + served.leased + served.prewarming < served.function.spec.scale.min_warm:
+        if (
+            not self._draining
+            and not served.left
+            and len(served.idle) + served.leased + served.prewarming < served.function.spec.scale.min_warm
+        ):
             self._prewarm(served)
 
     def _prewarm(self, served: Served) -> None:
@@ -335,7 +351,9 @@ class WorkerPool:
             return
         finally:
             served.prewarming -= 1
-        if isinstance(loaded, wire.Loaded) and not self._draining:
+        if served.left and not served.leased:
+            unbind(served)
+        if isinstance(loaded, wire.Loaded) and not self._draining and not served.left:
             served.idle.append(worker)
             self._hand_out()
         else:
@@ -372,26 +390,9 @@ class WorkerPool:
             task.cancel()
         idle = [worker for served in self._served.values() for worker in served.idle]
         if idle:
-            await self._retire_all(idle)
+            await retire_all(idle, within_s=CLOSE_S)
         for served in self._served.values():
             if served.sandbox is not None:
                 served.sandbox.kill()
         for sandboxes in self._profiles.values():
             sandboxes.kill()
-
-    async def _retire_all(self, workers: list[Worker]) -> None:
-        left, gone = set(workers), asyncio.Event()
-
-        def count_down(worker: Worker) -> None:
-            left.discard(worker)
-            if not left:
-                gone.set()
-
-        for worker in workers:
-            worker.on_lost = count_down
-            worker.retire()
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await gone.wait()
-        except TimeoutError:
-            log.warning("workers.killed", workers=len(left), reason="close() took too long")

@@ -5,6 +5,7 @@ Knows no function: the pool takes a generic sandbox, binds it, and says when it 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Sandboxes:
         self.environment: Environment | None = None
         self._opening = Opening(profile.name, self._open, spawn=spawn)
         self._generic: deque[_Generic] = deque()
+        self._retiring: set[Sandbox] = set()
         self._starting = 0
         self._bound = 0
         self.promised = 0  # turns handed out to functions that have no sandbox yet
@@ -163,9 +165,21 @@ class Sandboxes:
         self._bound -= 1
         self.replenish()
 
+    def retire(self, sandbox: Sandbox, *, within_s: float) -> None:
+        """End a bound sandbox when its workers have had so long for their `close`, or with the pool."""
+        self._retiring.add(sandbox)
+
+        def end() -> None:
+            self._retiring.discard(sandbox)
+            sandbox.kill()
+
+        asyncio.get_running_loop().call_later(within_s, end)
+
     def kill(self) -> None:
-        """End the generic sandboxes now, and start no more."""
+        """End the generic sandboxes and those that retire now, and start no more."""
         self._closed = True
+        for sandbox in self._retiring:
+            sandbox.kill()
         while self._generic:
             self._generic.popleft().sandbox.kill()
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 
 from faas.pool.lease import Served
+from faas.pool.worker import Worker
 from faas.scheduling.fair_queue import Flow
 
 log = structlog.get_logger()
@@ -97,7 +98,26 @@ def unbind(served: Served) -> None:
             worker.retire()
         sandbox, served.sandbox = served.sandbox, None
         if idle:
-            asyncio.get_running_loop().call_later(RETIRE_S, sandbox.kill)
+            served.sandboxes.retire(sandbox, within_s=RETIRE_S)
         else:
             sandbox.kill()
         served.sandboxes.gone()
+
+
+async def retire_all(workers: Sequence[Worker], *, within_s: float) -> None:
+    """Let idle workers run their handler's `close`, for so long at most."""
+    left, gone = set(workers), asyncio.Event()
+
+    def count_down(worker: Worker) -> None:
+        left.discard(worker)
+        if not left:
+            gone.set()
+
+    for worker in workers:
+        worker.on_lost = count_down
+        worker.retire()
+    try:
+        async with asyncio.timeout(within_s):
+            await gone.wait()
+    except TimeoutError:
+        log.warning("workers.killed", workers=len(left), reason="close() took too long")

@@ -28,7 +28,7 @@ NOT_YET: Mapping[str, tuple[str, ...]] = {
     "": ("policy", "secrets", "budget", "batch", "dev"),
     "gpu": ("memory", "kinds", "share"),
     "scale": ("concurrency",),
-    "trigger": ("stream", "webhook", "verify", "secret", "schedule", "timezone", "payload"),
+    "trigger": ("webhook", "verify", "secret", "schedule", "timezone", "payload"),
 }
 """Keys of the contract whose effect is not built; refused, so that nobody relies on them."""
 NO_EFFECT: Mapping[str, object] = {"gpu.share": "shared", "scale.concurrency": 1}
@@ -128,6 +128,17 @@ def _triggers(spec: FunctionSpec) -> Iterator[Rule]:
     for index, trigger in enumerate(spec.triggers):
         problem = subjects.problem_with(trigger.subject)
         yield problem is None, f"trigger[{index}].subject", f"{trigger.subject[:80]!r}: {problem}"
+        if trigger.stream:
+            key, stream = f"trigger[{index}].stream", trigger.stream
+            yield (
+                trigger.delivery == "at-least-once",
+                key,
+                'stores events, and delivery = "at-most-once" stores none; leave one of the two out',
+            )
+            plain = re.fullmatch(r"[A-Za-z0-9_-]{1,255}", stream) is not None
+            yield plain, key, f"{stream[:80]!r} is no name of a stream; write it like ORDERS, of letters, digits, - and _"
+            own = not stream.startswith(("FAAS_", "KV_", "OBJ_", "MQTT_", "$"))
+            yield own, key, f"{stream[:80]!r} belongs to the runtime, or to a bucket; name a stream of your own"
 
 
 def _output(spec: FunctionSpec) -> Iterator[Rule]:

@@ -15,7 +15,7 @@ import msgspec
 
 from faas.config import KeyInvalid, convert, parse_toml
 from faas.errors import SpecInvalid
-from faas.model import FunctionReport, FunctionSpec, FunctionVersion, RuntimeProfile
+from faas.model import FunctionReport, FunctionSpec, FunctionVersion, MountedFolder, RuntimeProfile
 from faas.registry.bundle import Bundle, Declaration, NoFunction, find_declaration, lock_path, read_bundle
 from faas.registry.checks import check, supported
 from faas.registry.lines import line_of
@@ -98,7 +98,7 @@ def _read(entry: Path, profiles: Mapping[str, RuntimeProfile], *, mounts: Sequen
 
 def _placed(declaration: Declaration, profiles: Mapping[str, RuntimeProfile], mounts: Sequence[str] | None) -> FunctionVersion:
     """The function that a declaration makes; an error in it has the line where its key stands."""
-    table = _parse(declaration)
+    table = parse(declaration)
     try:
         spec = spec_of(declaration, table, profiles)
         return _make(declaration, spec, python=profiles[spec.runtime].python, mounts=mounts)
@@ -112,10 +112,18 @@ def _placed(declaration: Declaration, profiles: Mapping[str, RuntimeProfile], mo
 def _make(declaration: Declaration, spec: FunctionSpec, *, python: str, mounts: Sequence[str] | None) -> FunctionVersion:
     folders = () if mounts is None else find_mounts(declaration, spec, mounts)
     bundle = read_bundle(declaration, inside_sources(spec))
+    if spec.dependencies and not bundle.lock and mounts is not None:
+        check_handler(declaration, spec.handler, {file.path: file.data for file in bundle.files}, python=python)
+        raise SpecInvalid(declaration.file, "dependencies", f"not locked yet; type: faas lock {spec.name}")
+    return assemble(declaration, bundle, spec, python=python, folders=folders)
+
+
+def assemble(
+    declaration: Declaration, bundle: Bundle, spec: FunctionSpec, *, python: str, folders: tuple[MountedFolder, ...]
+) -> FunctionVersion:
+    """The version that a declaration, the bytes beside it and its mounts make. Raises SpecInvalid where the handler is not in them."""
     check_handler(declaration, spec.handler, {file.path: file.data for file in bundle.files}, python=python)
     lock = bundle.lock if spec.dependencies else b""
-    if spec.dependencies and not lock and mounts is not None:
-        raise SpecInvalid(declaration.file, "dependencies", f"not locked yet; type: faas lock {spec.name}")
     inside = [(folder.target, folder.digest.encode()) for folder in folders if folder.copied]
     return FunctionVersion(
         spec=spec,
@@ -125,6 +133,7 @@ def _make(declaration: Declaration, spec: FunctionSpec, *, python: str, mounts: 
         mounts=folders,
         example=bundle.example,
         file=declaration.file,
+        declaration=declaration.text,
     )
 
 
@@ -141,7 +150,7 @@ def _version(declaration: Declaration, bundle: Bundle, *, lock: bytes, mounts: S
 # ---------------------------------------------------------------- the declaration
 
 
-def _parse(declaration: Declaration) -> dict[str, object]:
+def parse(declaration: Declaration) -> dict[str, object]:
     """Raises SpecInvalid with the line where TOML gives it."""
     text = declaration.text
     try:

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 from pulling import CONFIG, STORE_BYTES, Deliveries, a_function
 
-from faas.bus import streams
+from faas.bus import consumers, streams
 from faas.bus.connection import Bus
-from faas.bus.streams import Consumer
+from faas.bus.consumers import Consumer
 
 
 @pytest.fixture
@@ -30,4 +30,4 @@ async def consumer(bus: Bus, tenant: str) -> Consumer:
     """The consumer of a function of this test, on `<tenant>.in`."""
     spec = a_function(tenant, "f", f"{tenant}.in")
     assert await streams.declare(bus, [spec], CONFIG, store_bytes=STORE_BYTES) == {}
-    return (await streams.ensure_consumers(bus, [spec], CONFIG))[spec.tenant, spec.name][0]
+    return (await consumers.ensure_consumers(bus, [spec], CONFIG))[spec.tenant, spec.name][0]

@@ -13,8 +13,8 @@ from pulling import Deliveries
 from faas import subjects
 from faas.accounting.following import Follower
 from faas.bus.connection import Bus
+from faas.bus.consumers import Consumer
 from faas.bus.pull import Puller
-from faas.bus.streams import Consumer
 from faas.identity import invocation_id
 from faas.runs import Filter, Run
 

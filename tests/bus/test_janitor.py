@@ -14,7 +14,7 @@ import pytest
 from pulling import CONFIG, STORE_BYTES, Deliveries, a_function
 
 from faas import client, subjects
-from faas.bus import streams
+from faas.bus import consumers, streams
 from faas.bus.connection import Bus, encode_head
 from faas.bus.janitor import Janitor, _moment
 from faas.bus.pull import Puller
@@ -50,7 +50,7 @@ class Stage:
         declared = (await self.bus.api(f"STREAM.INFO.{subjects.EVENTS}", None, dict))["config"]
         shorter = {**declared, "duplicate_window": round(self.window_s * 1e9)}
         await self.bus.api(f"STREAM.UPDATE.{subjects.EVENTS}", shorter, dict)
-        consumer = (await streams.ensure_consumers(self.bus, self.specs[-1:], self.config))["default", name][0]
+        consumer = (await consumers.ensure_consumers(self.bus, self.specs[-1:], self.config))["default", name][0]
         deliveries = Deliveries()
         self.pullers[name] = await Puller.start(self.bus, consumer, deliveries, group=self.group), deliveries
 

@@ -12,11 +12,11 @@ import pytest
 from pulling import CONFIG, STORE_BYTES, Deliveries, a_function
 
 from faas import subjects
-from faas.bus import streams
+from faas.bus import consumers, streams
 from faas.bus.connection import Bus, Message, encode_head
+from faas.bus.consumers import Consumer
 from faas.bus.pull import Delivery, Heartbeats, Puller
 from faas.bus.server import EmbeddedServer
-from faas.bus.streams import Consumer
 
 
 async def publish(bus: Bus, consumer: Consumer, *bodies: bytes) -> None:
@@ -316,7 +316,7 @@ async def test_pulls_resume_after_the_server_was_started_again(
         asyncio.TaskGroup() as group,
     ):
         await streams.declare(bus, [spec], CONFIG, store_bytes=STORE_BYTES)
-        consumer = (await streams.ensure_consumers(bus, [spec], CONFIG))[tenant, "f"][0]
+        consumer = (await consumers.ensure_consumers(bus, [spec], CONFIG))[tenant, "f"][0]
         puller = await Puller.start(bus, consumer, deliveries, group=group)
         puller.want(1)
         await publish(bus, consumer, b"settled")
@@ -357,7 +357,7 @@ async def test_many_waiting_pulls_beyond_the_servers_limit_recover(
 ) -> None:
     """409 Exceeded MaxWaiting refuses one pull alone; counting all as ended would ask for them twice."""
     puller = await Puller.start(bus, consumer, deliveries, group=group)
-    wanted = streams.PULLS_WAITING + 20
+    wanted = consumers.PULLS_WAITING + 20
     for n in range(1, wanted + 1):
         puller.want(n)
     await bus.fence()

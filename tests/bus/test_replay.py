@@ -11,9 +11,9 @@ from nats.aio.client import Client
 
 from faas.bus import replay
 from faas.bus.connection import Bus
+from faas.bus.consumers import Consumer
 from faas.bus.replay import Replay
 from faas.bus.server import EmbeddedServer
-from faas.bus.streams import Consumer
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ async def running(functions: Path, state: Path, *options: str, environ: Mapping[
     process = await start(functions, state, *options, environ=environ)
     try:
         info = await ready(process, state)
-        client = await nats.connect(info["nats"])
+        client = await nats.connect(info["nats"].split(","))
         try:
             yield Node(process, info, state, client)
         finally:
@@ -138,10 +138,11 @@ async def running(functions: Path, state: Path, *options: str, environ: Mapping[
 
 
 async def start(functions: Path, state: Path, *options: str, environ: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
-    """Start `faas up` on free ports, its output in STATE/node.log."""
+    """Start `faas up` on free ports, or on the bus that --nats names; its output in STATE/node.log."""
+    bus = () if "--nats" in options else ("--bus", "127.0.0.1:0")
     with (state / "node.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
-            *FAAS, "up", "--functions", str(functions), "--state", str(state), "--bus", "127.0.0.1:0", "--http", "127.0.0.1:0", *options,
+            *FAAS, "up", "--functions", str(functions), "--state", str(state), *bus, "--http", "127.0.0.1:0", *options,
             cwd=PROJECT, env={**os.environ, **(environ or {})}, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 

@@ -40,7 +40,7 @@ def said(line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             "faas: invoke: there is no option '--timeot'; did you mean --timeout?; `faas invoke --help` says more",
         ),
         (
-            ["functions", "remove", "hello"],
+            ["functions", "one", "hello"],
             "faas: functions: 'hello' is one argument too many; put quotes around what belongs together; `faas functions --help` says more",
         ),
     ],

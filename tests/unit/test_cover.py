@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from faas import subjects
-from faas.bus.cover import cover, filters, kept
+from faas.bus.cover import borrowed_subjects, cover, durable_subjects, filters, kept, left
 from faas.bus.schedules import is_due
 from faas.model import FunctionSpec, Trigger
 
@@ -45,7 +47,7 @@ def test_of_two_subjects_that_overlap_in_part_the_later_function_is_invalid() ->
     assert "a.b.*" in sentence
     assert "of the function first" in sentence
     assert "at-most-once" in sentence
-    assert "not supported yet" in sentence
+    assert 'stream = "..."' in sentence
 
 
 def test_two_triggers_of_one_function_that_overlap_in_part_are_its_own_fault() -> None:
@@ -98,3 +100,33 @@ def test_the_cover_matches_what_the_triggers_match_and_no_two_of_it_overlap(trig
     assert set(covered.subjects) <= valid
     assert all(any(subjects.contains(wide, subject) for wide in covered.subjects) for subject in valid)
     assert not any(subjects.overlaps(a, b) for n, a in enumerate(covered.subjects) for b in covered.subjects[:n])
+
+
+@pytest.mark.parametrize(
+    ("present", "leaving", "needed", "stays"),
+    [
+        (["a", "b"], ["a"], ["b"], ["b"]),
+        (["a", "b"], ["a"], ["a", "b"], ["a", "b"]),
+        (["a.>"], ["a.>"], ["a.b", "a.*.c"], ["a.*.c", "a.b"]),
+        (["a.>"], ["a.b"], [], ["a.>"]),
+        (["a", "elsewhere"], ["a"], [], ["elsewhere"]),
+        (["a.*"], ["a.*"], ["a.>"], ["a.*"]),
+    ],
+)
+def test_what_only_withdrawn_functions_took_is_taken_no_more(
+    present: list[str], leaving: list[str], needed: list[str], stays: list[str]
+) -> None:
+    """Nothing acknowledges an event that no function will run; what another one needs of a wider subject stays."""
+    assert sorted(left(present, leaving, needed)) == stays
+
+
+def test_subjects_from_a_stream_of_ones_own_are_not_covered() -> None:
+    """They would be captured twice, which the server refuses."""
+    one = a_function("one", "a.b")
+    own = msgspec.structs.replace(
+        one, triggers=(Trigger(subject="c.d", stream="ORDERS"), Trigger(subject="c.>", stream="ORDERS"), *one.triggers)
+    )
+
+    assert durable_subjects(own) == ["a.b"]
+    assert borrowed_subjects(own) == {"ORDERS": ["c.>"]}
+    assert cover([own]).subjects == ["a.b", "faas.submit.default.one"]

@@ -44,7 +44,7 @@ def test_triggers_and_tags_are_there_and_the_whole_is_json() -> None:
     declaration = in_effect(FunctionSpec(tags={"team": "a"}, triggers=(Trigger(subject="a.*"),)))
 
     assert msgspec.json.decode(msgspec.json.encode(declaration)) == declaration
-    assert declaration["trigger"] == [{"subject": "a.*", "delivery": "at-least-once"}]
+    assert declaration["trigger"] == [{"subject": "a.*", "delivery": "at-least-once", "stream": ""}]
 
 
 @pytest.mark.parametrize("schema", ["", "nonsense", "[1]", "[" * 5000, '{"a": "' + "x" * SCHEMA_CHARACTERS + '"}', "{} {}"])

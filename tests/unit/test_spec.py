@@ -169,7 +169,6 @@ def test_what_cannot_be_names_file_key_and_what_would_be_right(tmp_path: Path, s
         '[gpu]\ncount = 1\noptional = true\nmemory = "8GiB"',
         '[gpu]\nshare = "exclusive"',
         "[scale]\nconcurrency = 2",
-        '[[trigger]]\nsubject = "a"\nstream = "ORDERS"',
         '[[trigger]]\nwebhook = "github"\nverify = "github"\nsecret = "s"',
         '[[trigger]]\nschedule = "* * * * *"',
     ],
@@ -350,3 +349,20 @@ def test_no_table_makes_reading_raise(table: dict[str, object]) -> None:
 
     assert said.startswith("fn/function.toml: ")
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("trigger", "said"),
+    [
+        ('stream = "FAAS_EVENTS"', "belongs to the runtime"),
+        ('stream = "KV_x"', "belongs to the runtime"),
+        ('stream = "my.orders"', "is no name of a stream"),
+        ('stream = "ORDERS"\ndelivery = "at-most-once"', "leave one of the two out"),
+    ],
+)
+def test_a_stream_that_cannot_be_meant_is_refused(tmp_path: Path, trigger: str, said: str) -> None:
+    """Consuming from our own streams under another name would run what has been run."""
+    folder(tmp_path, "one", f'[[trigger]]\nsubject = "a"\n{trigger}')
+
+    assert only_error(tmp_path).startswith("one/function.toml: line 3: trigger[0].stream: ")
+    assert said in only_error(tmp_path)
