@@ -124,11 +124,13 @@ class Questions:
         except ProjectionAbsent as absent:
             return Told(node=self._node, absent=str(absent))
         place = None
-        if not run.outcome and run.accepted_ms:
-            try:
+        try:
+            if letter is not None and not await replay.is_there(self._bus, letter.stream, letter.sequence):
+                letter = None  # it was redriven, or thrown away
+            if not run.outcome and run.accepted_ms:
                 place = await self._follower.place(run)
-            except (BusUnavailable, ApiError) as error:
-                log.warning("question.half_answered", error=str(error))
+        except (BusUnavailable, ApiError) as error:
+            log.warning("question.half_answered", error=str(error))
         return Told(node=self._node, behind=self._follower.behind, runs=(run,), tries=tuple(tries), letter=letter, place=place)
 
     # ------------------------------------------------------------ how the node stands

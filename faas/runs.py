@@ -49,6 +49,7 @@ class Run(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stream: str = ""
     sequence: int = 0
     traceparent: str = ""
+    redrive_of: str = ""  # the invocation whose dead letter this one came from
     accepted_ms: int = 0
     ended_ms: int = 0
 

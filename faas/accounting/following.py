@@ -3,11 +3,11 @@
 It looks when somebody asks, and else every LOOK_S; between two batches it rests, so that it takes SHARE of a core at most while nobody waits. Knows
 streams, consumers and rows; no pool and no dispatcher.
 
-*The balance.* Per function, from what the bus holds and nothing else: accepted are the events in the stream that its consumer filters, each as the
+*The balance.* Per function, from what the bus holds and nothing else: accepted are the events that its consumers filter, each as the
 invocation that it is; settled are those of them with a stored outcome; open is what its consumers have pending or unacknowledged,
 and what waits in a schedule. `imbalance` = accepted - settled - open. It is taken when all streams are read to their ends and the
-consumers stood still meanwhile. At rest it is 0. Above: an event that was accepted is neither waiting nor ended. Below, for a moment: an outcome is
-stored and its event not acknowledged yet, or an event that has ended waits in the stream a second time.
+consumers stood still meanwhile. At rest it is 0. Above: an event that was accepted is neither waiting nor ended. Below: an outcome is stored and its
+event not acknowledged yet, or waits in the stream a second time, or was cancelled in a back-off that goes on.
 """
 
 from __future__ import annotations

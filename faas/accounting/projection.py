@@ -39,6 +39,7 @@ CREATE TABLE runs (
     start TEXT NOT NULL DEFAULT '', queue_us INTEGER NOT NULL DEFAULT 0, load_us INTEGER NOT NULL DEFAULT 0,
     run_us INTEGER NOT NULL DEFAULT 0, node TEXT NOT NULL DEFAULT '', event_id TEXT NOT NULL DEFAULT '', subject TEXT NOT NULL DEFAULT '',
     stream TEXT NOT NULL DEFAULT '', sequence INTEGER NOT NULL DEFAULT 0, traceparent TEXT NOT NULL DEFAULT '',
+    redrive_of TEXT NOT NULL DEFAULT '',
     accepted_ms INTEGER NOT NULL DEFAULT 0, ended_ms INTEGER NOT NULL DEFAULT 0,
     at_ms INTEGER NOT NULL, known INTEGER NOT NULL  -- known: 0 by its event, 1 by a usage record, 2 tried again, 3 by its outcome
 ) WITHOUT ROWID;
@@ -73,11 +74,11 @@ WHERE accepted_ms = 0 OR excluded.sequence > sequence  -- a retry comes back beh
 """
 ENDED = """
 INSERT INTO runs (invocation, tenant, function, version, event_id, outcome, reason, detail, attempts, start, queue_us, load_us, run_us,
-    traceparent, ended_ms, at_ms, known)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?15, CASE ?6 WHEN '' THEN 2 ELSE 3 END)
+    traceparent, redrive_of, ended_ms, at_ms, known)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?16, CASE ?6 WHEN '' THEN 2 ELSE 3 END)
 ON CONFLICT (invocation) DO UPDATE SET version = excluded.version, event_id = excluded.event_id, outcome = excluded.outcome,
     reason = excluded.reason, detail = excluded.detail, attempts = excluded.attempts, start = excluded.start, queue_us = excluded.queue_us,
-    load_us = excluded.load_us, run_us = excluded.run_us, traceparent = excluded.traceparent,
+    load_us = excluded.load_us, run_us = excluded.run_us, traceparent = excluded.traceparent, redrive_of = excluded.redrive_of,
     ended_ms = CASE excluded.outcome WHEN '' THEN 0 ELSE excluded.ended_ms END, at_ms = max(at_ms, excluded.at_ms), known = excluded.known
 WHERE excluded.known > known OR (excluded.known = known AND excluded.attempts >= attempts)
 """
@@ -99,7 +100,7 @@ WHERE excluded.attempts >= attempts
 RECORD = f"INSERT OR IGNORE INTO records VALUES ({', '.join('?' * 22)})"
 RUN_COLUMNS = (
     "invocation, tenant, function, version, outcome, reason, detail, attempts, start, queue_us, load_us, run_us, node, event_id, subject, "
-    "stream, sequence, traceparent, accepted_ms, ended_ms"
+    "stream, sequence, traceparent, redrive_of, accepted_ms, ended_ms"
 )
 TRY_COLUMNS = (
     "r.record_id, invocation, attempt, kind, billable, node, environment, outcome, reason, coalesce(detail, '') AS detail, start, started_at, "

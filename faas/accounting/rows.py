@@ -57,6 +57,7 @@ class Ended(Struct, frozen=True, kw_only=True):
     load_us: int
     run_us: int
     traceparent: str
+    redrive_of: str
     ended_ms: int
 
 
@@ -232,6 +233,7 @@ def ended(entry: Entry, body: bytes = b"") -> Ended | None:
         load_us=_number(head, "Faas-Load-Us"),
         run_us=_number(head, "Faas-Run-Us"),
         traceparent=head.get("traceparent", ""),
+        redrive_of=head.get("Faas-Redrive-Of", ""),
         ended_ms=entry.at_ms,
     )
 

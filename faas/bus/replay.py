@@ -287,6 +287,12 @@ async def body_at(bus: Bus, stream: str, sequence: int) -> bytes:
     return b"" if message.status or "Nats-Sequence" not in (message.headers or {}) else message.data
 
 
+async def is_there(bus: Bus, stream: str, sequence: int) -> bool:
+    """Whether a stream still holds a message."""
+    message = await bus.request(f"$JS.API.DIRECT.GET.{stream}", b'{"seq":%d}' % sequence)
+    return "Nats-Sequence" in (message.headers or {})
+
+
 async def due_ms(bus: Bus, stream: str, subject: str) -> int:
     """When a message schedule fires, in milliseconds since the epoch; 0 where there is none for a moment. Source: NATS ADR-51."""
     try:

@@ -159,6 +159,7 @@ def _in_full(full: RunInFull, lines: list[LogLine]) -> Iterator[str]:
         "event": f"{event} ({run.stream} {run.sequence})" if run.stream else event if run.event_id else "",
         "accepted": moment(run.accepted_ms),
         "ended": moment(run.ended_ms),
+        "redrive of": run.redrive_of,
         "trace": run.traceparent,
         "now": f"{full.held.stage} on {full.holder}{f', worker {full.held.worker}' if full.held.worker else ''}" if full.held else "",
         "dead letter": f"{full.letter.stream} {full.letter.sequence}: {full.letter.reason}" if full.letter else "",

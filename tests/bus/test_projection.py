@@ -25,7 +25,7 @@ def event(invocation: str, *, at_ms: int = 100) -> Accepted:
 def end(invocation: str, outcome: str = "succeeded", *, attempts: int = 1, at_ms: int = 200, function: str = "resize") -> Ended:
     return Ended(
         invocation=invocation, tenant="acme", function=function, version="v", event_id="e", outcome=outcome, reason="", detail="", attempts=attempts,
-        start="warm", queue_us=1, load_us=0, run_us=2, traceparent="", ended_ms=at_ms,
+        start="warm", queue_us=1, load_us=0, run_us=2, traceparent="", redrive_of="", ended_ms=at_ms,
     )  # fmt: skip
 
 
