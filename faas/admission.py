@@ -51,6 +51,7 @@ def of_delivery(delivery: Delivery, function: FunctionVersion) -> Invocation | E
         age_s=max(0.0, time.time() - delivery.stored_at),
         patience_s=spec.limits.queue_timeout_s,
         first=delivery.num_delivered == 1,
+        stored=True,
     )
 
 
@@ -66,6 +67,7 @@ def _due_invocation(due: Due, function: FunctionVersion, event: Event, *, contro
         age_s=max(0.0, time.time() - due.first_seen),
         patience_s=function.spec.limits.queue_timeout_s,
         first=due.attempt == 0,
+        stored=True,
     )
     invocation.due = due
     return invocation
@@ -110,6 +112,7 @@ def _invocation(
     age_s: float,
     patience_s: float,
     first: bool = True,
+    stored: bool = False,
 ) -> Invocation:
     """Put the wall-clock moments of an event onto this node's monotonic clock, once: a clock that is set later changes nothing."""
     now = time.monotonic()
@@ -126,4 +129,5 @@ def _invocation(
         start_by_monotonic=min(start_by, deadline),
         late_reason="deadline" if deadline < start_by else "queue_timeout",
         deadline_monotonic=deadline,
+        stored=stored,
     )

@@ -28,6 +28,7 @@ from faas.bus.keeper import StreamKeeper
 from faas.bus.letters import Letters
 from faas.bus.logs import LogLine, LogLines, rfc3339
 from faas.bus.outcomes import Outcomes
+from faas.bus.payloads import Payloads
 from faas.bus.pull import Heartbeats
 from faas.bus.schedules import Schedules
 from faas.bus.server import EmbeddedServer
@@ -45,6 +46,7 @@ from faas.gateway.metrics import exposition
 from faas.intake import Drained, Intake
 from faas.model import FunctionReport, FunctionSpec, RuntimeProfile
 from faas.pool.attempt import Attempts
+from faas.pool.large import LargeBodies
 from faas.pool.metering import Billing
 from faas.pool.mounts import Mounts
 from faas.pool.output import Line
@@ -179,14 +181,12 @@ class _Node:
             outcomes = Outcomes(bus)
             build = partial(environments.ensure, progress=on_build)
             build_overlay = partial(environments.ensure_overlay, progress=on_build)
-            limit_bytes = outcomes.result_limit_bytes(1)
             mounts = Mounts(config.state / "mounts", config.mounts)
             pool = await stack.enter_async_context(
-                WorkerPool.open(
-                    config.pool, backend, build, build_overlay=build_overlay, stage=mounts.stage, result_limit_bytes=limit_bytes
-                )
+                WorkerPool.open(config.pool, backend, build, build_overlay=build_overlay, stage=mounts.stage)
             )
-            attempts = _attempts(config, outcomes, pool=pool, speech=speech)
+            large = LargeBodies(Payloads(bus), outcomes.inline_limit_bytes, outcome_retention_s=config.bus.outcome_retention_s)
+            attempts = _attempts(config, large, pool=pool, speech=speech)
             dispatcher = _dispatcher(bus, attempts, outcomes, speech=speech, usage=usage, captured=captured)
             questions = await stack.enter_async_context(
                 Questions.open(
@@ -284,11 +284,11 @@ class _Node:
         return self._pool.building
 
 
-def _attempts(config: Config, outcomes: Outcomes, *, pool: WorkerPool, speech: Speech) -> Attempts:
+def _attempts(config: Config, large: LargeBodies, *, pool: WorkerPool, speech: Speech) -> Attempts:
     prices = config.prices
     table = PriceTable(version=prices.version, cpu_hour=prices.cpu_hour, gib_hour=prices.gib_hour, gpu_hour=prices.gpu_hour)
     billing = Billing(table, node=config.node, bill_loading=prices.bill_loading)
-    return Attempts(pool, billing, speech, tally=Tally(), result_limit_bytes=outcomes.result_limit_bytes)
+    return Attempts(pool, billing, speech, tally=Tally(), large=large)
 
 
 def _dispatcher(

@@ -20,12 +20,13 @@ from nats.aio.client import Client as NatsClient
 
 from faas import subjects
 from faas.calling.cancels import Cancelled, cancel, function_of
-from faas.calling.connection import CONNECT_S, PAUSE_S, QUESTION_S, Connection, open_connection
+from faas.calling.connection import PAUSE_S, QUESTION_S, Connection, open_connection
 from faas.calling.flows import LogLine, in_order, items_of, lines_of
 from faas.calling.history import RunInFull, Why, in_full, moment_of, told
 from faas.calling.letters import Letter, Which, letters, redrive, remove
 from faas.calling.outcomes import listening, outcomes_of
-from faas.envelope import Outgoing, Published, Reply, Ticket, check_size, completed, encode, outgoing
+from faas.calling.payloads import CALL_KEPT_S, carried, fetched, send, store
+from faas.envelope import Outgoing, Published, Reply, Ticket, completed, encode, outgoing
 from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
 from faas.model import NAME_PATTERN, OUTCOME_OF_REASON, FunctionReport
 from faas.runs import RUNS_LIMIT, Filter, Run
@@ -88,11 +89,12 @@ class Client:
         subject = subjects.invoke(tenant, function)
         try:
             async with asyncio.timeout(wait_s):
+                body, head = await carried(self._connection, subject, body, headers=head, kept_s=min(CALL_KEPT_S, wait_s), once=True)
                 while True:
                     message = await self._connection.ask(subject, body, head, wait_s=wait_s)
                     answer = message.headers or {}
                     if "Faas-Outcome" in answer or answer.get("Nats-Service-Error-Code") != "503":
-                        return Reply(answer, message.data)
+                        return await fetched(self._connection, Reply(answer, message.data), read_once=True)
                     await asyncio.sleep(PAUSE_S)  # nothing was started; another node, or the next start, answers
         except TimeoutError:
             raise BusUnavailable(f"no answer from {function} within {wait_s:g} s") from None
@@ -122,7 +124,7 @@ class Client:
         _check_name(function, tenant)
         event = outgoing(subjects.submit(tenant, function), data, headers or {}, id=id)
         try:
-            await self._connection.store(subjects.submit(tenant, function), event.body, event.headers)
+            await store(self._connection, subjects.submit(tenant, function), event, once=True)
         except NoSuchFunction:
             raise await self._no_such(function, tenant) from None
         return event.ticket(tenant, function)
@@ -146,13 +148,8 @@ class Client:
         if (problem := subjects.problem_with(subject)) is not None:
             raise ConfigInvalid(f"{subject[:80]!r} cannot be published to: {problem}")
         if stored:
-            return Published(event.id, await self._connection.store(subject, event.body, event.headers))
-        check_size(subject, event.body, event.headers, limit_bytes=self._connection.nats.max_payload)
-        try:
-            await self._connection.nats.publish(subject, event.body, headers=dict(event.headers))
-            await self._connection.nats.flush(timeout=int(CONNECT_S))
-        except nats.errors.Error as error:
-            raise BusUnavailable(f"the connection to the bus failed: {error}") from error
+            return Published(event.id, await store(self._connection, subject, event, once=False))
+        await send(self._connection, subject, event)
         return Published(event.id, "")
 
     @asynccontextmanager
@@ -190,7 +187,9 @@ class Client:
         _check_name(function, tenant)
         body, head = encode(data, completed(headers or {}))
         wait_s = _deadline(head, timeout)
-        async for item in items_of(self._connection, subjects.invoke(tenant, function), body, head=head, wait_s=wait_s):
+        subject = subjects.invoke(tenant, function)
+        body, head = await carried(self._connection, subject, body, headers=head, kept_s=min(CALL_KEPT_S, wait_s), once=True)
+        async for item in items_of(self._connection, subject, body, head=head, wait_s=wait_s):
             if item is None:
                 raise await self._no_such(function, tenant)
             yield item.value

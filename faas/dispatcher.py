@@ -222,6 +222,7 @@ class Dispatcher:
         if outcome.records:
             await self._usage.add(*invocation.function.key, *outcome.records)
         await delivery.ack()
+        await self._attempts.forget(invocation, outcome.outcome)
 
     async def _end_stream(self, invocation: Invocation, outcome: str, reason: str, *, attempt: str) -> None:
         if chunk_to := invocation.control.chunk_to:
@@ -289,6 +290,7 @@ class Dispatcher:
             self._usage.add(*invocation.function.key, *_records_of(attempt))
         await self._emit(invocation, outcome)
         self.tally.end(invocation.function.key, outcome.ended.reason)
+        await self._attempts.forget(invocation, outcome.ended.outcome)
         _log_end(invocation, outcome)
         return outcome.ended.reason
 

@@ -208,8 +208,16 @@ def completed(headers: Mapping[str, str]) -> dict[str, str]:
     return {**{name: value for name, value in required.items() if name not in lower}, **headers}
 
 
+def fits(body: bytes, headers: Mapping[str, str], *, limit_bytes: int) -> bool:
+    """Whether the server takes them together; `limit_bytes` is its `max_payload`."""
+    return _size(body, headers) <= limit_bytes - HEAD_RESERVE_BYTES
+
+
 def check_size(subject: str, body: bytes, headers: Mapping[str, str], *, limit_bytes: int) -> None:
     """Raises MessageTooLarge for what the server would answer by closing the connection. `limit_bytes` is its `max_payload`."""
-    size = len(body) + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
-    if size > limit_bytes - HEAD_RESERVE_BYTES:
-        raise MessageTooLarge(subject, size_bytes=size, limit_bytes=limit_bytes - HEAD_RESERVE_BYTES)
+    if not fits(body, headers, limit_bytes=limit_bytes):
+        raise MessageTooLarge(subject, size_bytes=_size(body, headers), limit_bytes=limit_bytes - HEAD_RESERVE_BYTES)
+
+
+def _size(body: bytes, headers: Mapping[str, str]) -> int:
+    return len(body) + sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())

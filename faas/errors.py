@@ -63,6 +63,12 @@ class MessageTooLarge(FaasError):
         self.subject, self.size_bytes, self.limit_bytes = subject, size_bytes, limit_bytes
 
 
+class PayloadLost(FaasError):
+    """A body that is in the object store is gone, or is not what its digest says."""
+
+    code = "payload_lost"
+
+
 class SubjectInvalid(FaasError):
     """Text that is no NATS subject was about to go onto the wire, where it could be read as another command."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from faas.model import Control, Due, Event, FunctionVersion
+from faas.objects import ObjectInfo
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +27,9 @@ class Invocation:
     on_leased: Callable[[], None] | None = None  # told when it has its worker and waits no more
     billable_attempts: int = 0
     items: int = 0  # of its stream, that the last attempt has sent
+    stored: bool = False  # the event is in a stream, and comes again should this node fail
+    claimed: ObjectInfo | None = None  # the object that is its payload, once it was looked up
+    payload_file: str = ""  # in its worker's folder, where the payload has been brought there
     due: Due | None = None  # what it was before it came over `faas.due...`
     cancelled: bool = False
     stage: Literal["", "queued", "loading", "running"] = ""  # of its attempt; "" while it is looked up, or its end is written
@@ -38,6 +42,11 @@ class Invocation:
         self.cancelled = True
         if self.on_cancel is not None:
             self.on_cancel()
+
+    @property
+    def payload_bytes(self) -> int:
+        """The size of its payload, wherever that is."""
+        return len(self.event.data) if self.claimed is None else self.claimed.size
 
     @property
     def timeout_s(self) -> float:

@@ -220,6 +220,7 @@ class Event(Struct, frozen=True, kw_only=True):
     extensions: Mapping[str, str]
     data: bytes
     explicit_id: bool = True  # False: the id is the place in the stream, so that no other event can have it
+    dataref: str = ""  # the name of the object of FAAS_PAYLOADS that is its data; "" where `data` is
 
 
 class Due(Struct, frozen=True, kw_only=True):
@@ -290,6 +291,13 @@ class Ended(Struct, frozen=True, kw_only=True):
     body: bytes = b""
     content_type: str = ""
     retry_after_s: float | None = None  # set where the handler raised Retry
+    object: str = ""  # the result is not in `body` but there: FAAS_PAYLOADS/<name>
+    object_bytes: int = 0
+
+    @property
+    def body_bytes(self) -> int:
+        """The size of the result, wherever that is."""
+        return self.object_bytes if self.object else len(self.body)
 
     @property
     def outcome(self) -> OutcomeKind:

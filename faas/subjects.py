@@ -8,6 +8,8 @@ LOGS = "FAAS_LOGS"
 SCHEDULES = "FAAS_SCHEDULES"
 CANCELLED = "FAAS_CANCELLED"
 """A key-value bucket: its stream is KV_FAAS_CANCELLED."""
+PAYLOADS = "FAAS_PAYLOADS"
+"""An object store bucket; its stream is `OBJ_` and this name."""
 
 REGISTRY = "FAAS_REGISTRY"
 NODES = "FAAS_NODES"

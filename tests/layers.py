@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 HEIGHTS = {
-    0: "errors model invocation runs tally subjects units identity envelope processes version worker",
+    0: "errors model objects invocation runs tally subjects units identity envelope processes version worker",
     1: "config statefolder telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
     3: "pool accounting admission unended client",
@@ -60,6 +60,7 @@ POLLING_ALLOWED = {
     "calling/flows.py:items_of": "as client.request: a node that stops answered; nothing announces the next one",
     "client.py:Client.request": "a node that stops answered; nothing announces the next one",
     "registry/nodes.py:Nodes._beat": "a sign of life at a fixed pace; nothing happens that could be waited for",
+    "pool/large.py:LargeBodies._put": "back-off between two tries while the bus is away or the bucket is full; nothing announces room",
     "dispatcher.py:Dispatcher._insist": "back-off between two tries while the bus is away",
 }
 """`file:function` -> why it sleeps in a loop; an entry that nothing needs any more is an offence."""

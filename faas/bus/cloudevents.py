@@ -15,6 +15,8 @@ import msgspec
 
 from faas.bus.messages import encode_head
 from faas.model import Control, Event, EventInvalid
+from faas.objects import name_in
+from faas.subjects import PAYLOADS
 from faas.units import Duration
 
 STRUCTURED = "application/cloudevents"
@@ -126,8 +128,10 @@ def _event(attributes: dict[str, str], data: bytes) -> Event:
             raise _Refused(f"the CloudEvents attribute {name} is missing or empty")
     if len(attributes["id"]) > ID_CHARACTERS or len(attributes["source"]) > ID_CHARACTERS:
         raise _Refused(f"id and source may have {ID_CHARACTERS} characters each")
-    if attributes.get("dataref"):
-        raise _Refused("dataref is not supported yet; send the payload itself")
+    dataref = attributes.pop("dataref", "")
+    claimed = name_in(dataref) or ""
+    if dataref and not claimed:
+        raise _Refused(f"dataref {dataref[:80]!r} is not supported; put the payload into {PAYLOADS}, and name it {PAYLOADS}/<name>")
     if attributes["specversion"] != "1.0":
         raise _Refused(f"specversion {attributes['specversion'][:20]!r} is not supported; send 1.0")
     for name in attributes:
@@ -146,6 +150,7 @@ def _event(attributes: dict[str, str], data: bytes) -> Event:
         dataschema=attributes.get("dataschema", ""),
         extensions=extensions,
         data=data,
+        dataref="" if data else claimed,  # with both they are the same, says CloudEvents
     )
 
 

@@ -18,6 +18,8 @@ USAGE_AGE_S = 400 * DAY_S
 LOGS_AGE_S = DAY_S
 CANCELLED_AGE_S = 7 * DAY_S
 DEAD_AGE_S = 14 * DAY_S
+PAYLOADS_BEFORE_S = 3600
+"""A body is in the bucket before the message that names it, and has to be there until that one is gone."""
 GIB = 2**30
 BUNDLES_BYTES, BUNDLES_SHARE = GIB, 0.05
 """Of the object store that holds what functions are made of; the share is of what an embedded server may store."""
@@ -56,15 +58,7 @@ def declared(events: list[str], config: BusConfig, store_bytes: int | None) -> l
     bounded = partial(_bounded, store_bytes)
     replicas = config.replicas
     return [
-        StreamConfig(  # before FAAS_EVENTS, which takes from it what is due; without bounds, since what waits there was accepted
-            name=subjects.SCHEDULES,
-            subjects=("faas.due.>", "faas.retry.>"),
-            max_age=0,
-            num_replicas=replicas,
-            allow_msg_schedules=True,
-            allow_msg_ttl=True,
-            allow_rollup_hdrs=True,  # which a server sets by itself where schedules are allowed
-        ),
+        _schedules(config),
         StreamConfig(
             name=subjects.EVENTS,
             subjects=tuple(sorted(events)),
@@ -111,7 +105,35 @@ def declared(events: list[str], config: BusConfig, store_bytes: int | None) -> l
             max_bytes=bounded(GIB // 4, 0.05),
             num_replicas=replicas,
         ),
+        _payloads(config, store_bytes),
     ]
+
+
+def _schedules(config: BusConfig) -> StreamConfig:
+    """Before FAAS_EVENTS, which takes from it what is due; without bounds, since what waits there was accepted."""
+    return StreamConfig(
+        name=subjects.SCHEDULES,
+        subjects=("faas.due.>", "faas.retry.>"),
+        max_age=0,
+        num_replicas=config.replicas,
+        allow_msg_schedules=True,
+        allow_msg_ttl=True,
+        allow_rollup_hdrs=True,  # the server sets it beside schedules
+    )
+
+
+def _payloads(config: BusConfig, store_bytes: int | None) -> StreamConfig:
+    """A bucket of the object store (ADR-20). Each object says how long it is kept; this is how long one may be at most."""
+    return StreamConfig(
+        name=f"OBJ_{subjects.PAYLOADS}",
+        subjects=(f"$O.{subjects.PAYLOADS}.C.>", f"$O.{subjects.PAYLOADS}.M.>"),
+        discard="new",  # full, it refuses a publisher instead of taking parts of what waits
+        max_age=round(max(EVENTS_AGE_S, config.outcome_retention_s) + PAYLOADS_BEFORE_S) * 10**9,
+        max_bytes=_bounded(store_bytes, 4 * GIB, 0.2),
+        num_replicas=config.replicas,
+        allow_msg_ttl=True,
+        allow_rollup_hdrs=True,
+    )
 
 
 def _bounded(store_bytes: int | None, wanted: int, share: float) -> int:

@@ -138,6 +138,8 @@ def head_of(outcome: Outcome, content_type: str) -> bytes:
         text += f"Faas-Reason: {ended.reason}\r\n"
     if outcome.redrive_of:
         text += f"Faas-Redrive-Of: {outcome.redrive_of}\r\n"
+    if ended.object:
+        text += f"Faas-Object: {ended.object}\r\n"
     if outcome.traceparent:
         text += f"traceparent: {outcome.traceparent}\r\n"
         if outcome.tracestate:
@@ -151,9 +153,10 @@ class Outcomes:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
 
-    def result_limit_bytes(self, attempts: int) -> int:
-        """The largest result that an outcome with so many usage records can carry."""
-        return self._bus.body_limit_bytes - HEAD_RESERVE_BYTES - attempts * RECORD_RESERVE_BYTES
+    def inline_limit_bytes(self, attempts: int, *, content_type: str, event_id: str) -> int:
+        """The largest result that an outcome with so many usage records carries itself; one above it goes into the object store."""
+        named_bytes = 4 * len(content_type) + len(event_id_header(event_id))  # the type twice, once percent-encoded
+        return self._bus.body_limit_bytes - HEAD_RESERVE_BYTES - attempts * RECORD_RESERVE_BYTES - named_bytes
 
     def fits(self, outcome: Outcome, records: tuple[bytes, ...]) -> bool:
         """Whether the bus carries it, with these usage records."""
@@ -239,6 +242,8 @@ class Outcomes:
         """Publish a succeeded result as an event on its function's `[output]`; awaited where a stream captures the subject."""
         body, content_type = body_of(outcome.ended)
         head = head_of(outcome, content_type) + f"Faas-Depth: {outcome.depth + 1}\r\n".encode()
+        if outcome.ended.object:
+            head += binary_head({"dataref": outcome.ended.object})  # so that the next function gets it as its payload
         if stored:
             await self._bus.store(subject, body, head=head + f"Nats-Msg-Id: {outcome.invocation_id}\r\n".encode())
         else:

@@ -45,6 +45,7 @@ class _Info(Struct, frozen=True):
 
 class _Ack(Struct, frozen=True):
     stream: str = ""
+    duplicate: bool = False
     error: dict[str, Any] | None = None
 
 
@@ -72,8 +73,8 @@ class Connection:
         except nats.errors.Error as error:
             raise BusUnavailable(f"the connection to the bus failed: {error}") from error
 
-    async def store(self, subject: str, body: bytes, headers: Mapping[str, str]) -> str:
-        """Publish, and the stream that has it. Raises NoSuchFunction where none takes the subject, BusUnavailable."""
+    async def store(self, subject: str, body: bytes, headers: Mapping[str, str]) -> tuple[str, bool]:
+        """(the stream that has it, whether it had it before). Raises NoSuchFunction where none takes the subject, BusUnavailable."""
         try:
             message = await self.ask(subject, body, headers, wait_s=CONNECT_S + 2)
         except nats.errors.NoRespondersError:
@@ -96,7 +97,7 @@ class Connection:
             )
         if ack.error is not None:
             raise BusUnavailable(f"{subject} was refused: {ack.error.get('description', ack.error)}")
-        return ack.stream
+        return ack.stream, ack.duplicate
 
     async def nodes(self) -> list[str]:
         """The names of the nodes that answer for the service; at once where one does, else after QUESTION_S."""

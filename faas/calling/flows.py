@@ -23,8 +23,10 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from faas import subjects
 from faas.calling.connection import PAUSE_S, Connection
+from faas.calling.payloads import fetched
 from faas.envelope import Reply, check_size, decode_body
 from faas.errors import BusUnavailable, ConfigInvalid
+from faas.worker.wire import CHUNK_LIMIT_BYTES
 
 IN_FLIGHT_LIMIT = 4096
 ITEM_S = 5.0
@@ -87,7 +89,10 @@ async def items_of(
                 await asyncio.sleep(PAUSE_S)  # nothing was started; another node, or the next start, answers
                 await connection.nats.publish(subject, body, reply=answers, headers=asked)
             else:
-                reading.end(Reply(said, message.data))
+                reply = Reply(said, message.data)
+                reading.end(reply)
+                if reading.empty and ("Faas-Object" in said or len(reply.body) > CHUNK_LIMIT_BYTES):
+                    yield Item((await fetched(connection, reply, read_once=True)).result)  # no generator's, and too large for an item
                 return
     except TimeoutError:
         raise BusUnavailable(f"no answer within {wait_s:g} s") from None
@@ -111,6 +116,11 @@ class _Reading:
             raise BusUnavailable(f"items from {self._expected} to {said.get('Faas-Seq')} of the stream were lost; read it faster")
         self._expected, self._whole = self._expected + 1, "Faas-Eos" in said
         return () if self._whole else (Item(decode_body(message.data, said)),)
+
+    @property
+    def empty(self) -> bool:
+        """Whether its end came without an item."""
+        return self._whole and self._expected == 2
 
     def end(self, reply: Reply) -> None:
         """The answer behind the last item. Raises InvocationFailed, and BusUnavailable where the stream has no end."""

@@ -11,6 +11,7 @@ from nats.aio.msg import Msg
 
 from faas import subjects
 from faas.calling.connection import CONNECT_S, Connection
+from faas.calling.payloads import fetched
 from faas.envelope import Reply, Ticket
 from faas.errors import BusUnavailable
 
@@ -61,7 +62,7 @@ async def listening(connection: Connection, tickets: Iterable[Ticket]) -> AsyncI
 async def outcomes_of(connection: Connection, tickets: list[Ticket], heard: Heard) -> AsyncIterator[tuple[Ticket, Reply]]:
     """One outcome for each ticket, those first that are stored; `heard` is filled by `listening` to the same.
 
-    What the guard refused may be heard beside it. Stored ones are looked up again when the connection was lost: what came meanwhile was heard by nobody.
+    A result above the bus limit is fetched. What the guard refused may be heard beside it. Stored ones are looked up again when the connection was lost: what came meanwhile was heard by nobody.
     """
     left = {ticket.invocation: ticket for ticket in tickets}
     heard.put_nowait(None)  # the first look
@@ -70,12 +71,12 @@ async def outcomes_of(connection: Connection, tickets: list[Ticket], heard: Hear
         if word is not None:
             ticket, reply = word
             if left.pop(ticket.invocation, None) is not None:
-                yield ticket, reply
+                yield ticket, await fetched(connection, reply)
             continue
         for ticket in list(left.values()):
             if (found := await _stored_if_there(connection, ticket)) is not None:
                 del left[ticket.invocation]
-                yield ticket, found
+                yield ticket, await fetched(connection, found)
 
 
 async def _stored_if_there(connection: Connection, ticket: Ticket) -> Reply | None:

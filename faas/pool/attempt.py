@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from faas import subjects
@@ -16,6 +16,7 @@ from faas.bus.speech import Item, Published, Speech, Voice, event_of
 from faas.errors import ColdStartFailed, EnvironmentFailed, ProtocolError, WorkerLost
 from faas.invocation import Invocation
 from faas.model import Ended, Event, Phases
+from faas.pool.large import LargeBodies
 from faas.pool.lease import Draining, Lease
 from faas.pool.metering import Attempted, Billing, Meter
 from faas.pool.output import Speaker
@@ -70,12 +71,10 @@ class Attempt:
 
 
 class Attempts:
-    """Runs attempts on the pool's workers. `result_limit_bytes` says what an outcome with so many records can carry."""
+    """Runs attempts on the pool's workers."""
 
-    def __init__(
-        self, pool: WorkerPool, billing: Billing, speech: Speech, *, tally: Tally, result_limit_bytes: Callable[[int], int]
-    ) -> None:
-        self._pool, self._billing, self._speech, self._result_limit_bytes = pool, billing, speech, result_limit_bytes
+    def __init__(self, pool: WorkerPool, billing: Billing, speech: Speech, *, tally: Tally, large: LargeBodies) -> None:
+        self._pool, self._billing, self._speech, self._large = pool, billing, speech, large
         self.tally = tally
 
     async def run(self, invocation: Invocation) -> Attempt:
@@ -90,6 +89,8 @@ class Attempts:
             invocation.stage = ""
 
     async def _attempt(self, invocation: Invocation) -> Attempt:
+        if invocation.event.dataref:
+            return await self._attempt_claimed(invocation)
         refusal = CANCELLED if invocation.cancelled else refusal_of(invocation)
         lease = None if refusal else self._pool.try_acquire(invocation.function.key)
         if lease is None:
@@ -98,6 +99,29 @@ class Attempts:
                 return Attempt(waited, Phases(queue_us=_queue_us(invocation, time.monotonic())))
             lease = waited
         with lease:
+            return await self._on_worker(lease, invocation)
+
+    async def _attempt_claimed(self, invocation: Invocation) -> Attempt:
+        """The same for a payload in the object store: looked up before its turn, brought to its worker when that is there."""
+        refusal = await self._large.find(invocation) or refusal_of(invocation)
+        waited = CANCELLED if invocation.cancelled else refusal or await self._turn(invocation)
+        if isinstance(waited, Ended):
+            return Attempt(waited, Phases(queue_us=_queue_us(invocation, time.monotonic())))
+        with waited as lease, self._large.place(invocation, lease.worker):
+            lease.clean = True  # whatever happens before its worker has been given anything
+            try:
+                async with asyncio.timeout(invocation.start_by_monotonic - time.monotonic()) as scope:
+                    invocation.on_cancel = lambda: scope.reschedule(0)
+                    refusal = await self._large.bring(invocation, lease.worker)
+            except TimeoutError:
+                if not scope.expired():
+                    raise
+                refusal = CANCELLED if invocation.cancelled else _late(invocation)
+            finally:
+                invocation.on_cancel = None
+            if refusal is not None:
+                return Attempt(refusal, Phases(queue_us=_queue_us(invocation, time.monotonic())))
+            lease.clean = False
             return await self._on_worker(lease, invocation)
 
     async def _turn(self, invocation: Invocation) -> Lease | Ended:
@@ -162,6 +186,11 @@ class Attempts:
         )
         return Attempt(ended, phases, attempted=attempted, billing=self._billing)
 
+    async def forget(self, invocation: Invocation, outcome: str) -> None:
+        """It has ended, and that is told: what the object store held for it alone may go."""
+        if invocation.event.dataref and outcome == "succeeded":
+            await self._large.forget(invocation)
+
     # ------------------------------------------------------------ the two clocks on a worker
 
     async def _load(self, lease: Lease, invocation: Invocation, meter: Meter) -> Ended | None:
@@ -215,23 +244,17 @@ class Attempts:
             elapsed_us = round((time.monotonic() - began) * 1e6)  # a worker's word on its time is taken up to what passed here
             meter.run_us, meter.cpu_us, meter.memory_peak_bytes = min(answer.run_us, elapsed_us), answer.cpu_us, answer.memory_peak_bytes
             meter.meters = answer.meters
-            return self._judge(answer, invocation)
+            return await self._judge(answer, invocation, worker)
         meter.run_us = round((time.monotonic() - began) * 1e6)
         meter.cpu_us = max(0, worker.cpu_us() - cpu_start_us)
         meter.memory_peak_bytes = worker.memory_peak_bytes()
         worker.kill()  # after its clocks were read; Python cannot interrupt native code, so the process goes
         return ended
 
-    def _judge(self, answer: wire.Result | wire.Failed, invocation: Invocation) -> Ended:
+    async def _judge(self, answer: wire.Result | wire.Failed, invocation: Invocation, worker: Worker) -> Ended:
         if isinstance(answer, wire.Failed):
             return Ended(reason=answer.reason, detail=answer.detail, traceback=answer.traceback, retry_after_s=answer.retry_after_s)
-        limit_bytes = self._result_limit_bytes(invocation.attempts + 1)
-        if len(answer.body) > limit_bytes:
-            return Ended(
-                reason="result_too_large",
-                detail=f"the result has {format_size(len(answer.body))}; the bus carries {format_size(limit_bytes)}",
-            )
-        return Ended(body=answer.body, content_type=answer.content_type)
+        return await self._large.kept(answer, invocation, worker)
 
 
 @contextmanager
@@ -329,10 +352,10 @@ def refusal_of(invocation: Invocation) -> Ended | None:
             detail=f"the event is the {invocation.control.depth}th in a chain of events that cause events; {DEPTH_LIMIT} at most",
         )
     limit_bytes = invocation.function.spec.limits.payload_bytes
-    if len(invocation.event.data) > limit_bytes:
+    if invocation.payload_bytes > limit_bytes:
         return Ended(
             reason="payload_too_large",
-            detail=f"the payload has {format_size(len(invocation.event.data))}; limits.payload of the function is {format_size(limit_bytes)}",
+            detail=f"the payload has {format_size(invocation.payload_bytes)}; limits.payload of the function is {format_size(limit_bytes)}",
         )
     if time.monotonic() >= invocation.start_by_monotonic:
         return _late(invocation)
@@ -367,6 +390,7 @@ def _invoke(invocation: Invocation, left_s: float) -> wire.Invoke:
         extensions=event.extensions,
         data=event.data,
         stream=bool(invocation.control.chunk_to),
+        file=invocation.payload_file,
     )
 
 

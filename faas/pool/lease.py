@@ -158,7 +158,7 @@ class Lease:
         self.give_back(self)
 
 
-def load_message(served: Served, result_limit_bytes: int) -> wire.Load:
+def load_message(served: Served) -> wire.Load:
     """What makes a spare a worker of a function version; its environment is there. A worker sends no result above the limit."""
     function, spec = served.function, served.function.spec
     return wire.Load(
@@ -168,7 +168,7 @@ def load_message(served: Served, result_limit_bytes: int) -> wire.Load:
         handler=spec.handler,
         files=tuple(wire.File(file.path, file.data) for file in function.files),
         tags=dict(spec.tags),
-        result_limit_bytes=min(int(spec.limits.payload_bytes), result_limit_bytes),
+        result_limit_bytes=int(spec.limits.payload_bytes),
         overlay=served.environment.overlay,
         env=dict(spec.env),
         mounts=dict(served.mounts),

@@ -88,8 +88,8 @@ class Billing:
             run_us=meter.run_us,
             cpu_us=meter.cpu_us,
             memory_peak_bytes=meter.memory_peak_bytes,
-            bytes_in=len(invocation.event.data),
-            bytes_out=len(ended.body),
+            bytes_in=invocation.payload_bytes,
+            bytes_out=ended.body_bytes,
             meters=meter.meters,
             cost_nanousd=min(cost, reserved),
         )

@@ -47,13 +47,11 @@ class WorkerPool:
         build_overlay: BuildOverlay | None,
         stage: Stage | None,
         group: asyncio.TaskGroup,
-        result_limit_bytes: int,
     ) -> None:
         self._free = self._slots = config.slots_or_default
         self._backend, self._build, self._build_overlay, self._group = backend, build, build_overlay, group
         self._stage = stage
         self._tasks: set[asyncio.Task[None]] = set()
-        self._result_limit_bytes = result_limit_bytes
         self._loop = asyncio.get_running_loop()
         self._profiles: dict[str, Sandboxes] = {}
         self._served: dict[Flow, Served] = {}
@@ -72,14 +70,10 @@ class WorkerPool:
         *,
         build_overlay: BuildOverlay | None = None,
         stage: Stage | None = None,
-        result_limit_bytes: int,
     ) -> AsyncIterator[WorkerPool]:
-        """`result_limit_bytes` is the largest result that can be passed on at all: a worker sends no larger one.
-
-        Without `build_overlay` a function's own packages are taken to be in its profile's environment.
-        """
+        """Without `build_overlay` a function's own packages are taken to be in its profile's environment."""
         async with asyncio.TaskGroup() as group:
-            pool = cls(config, backend, build, build_overlay=build_overlay, stage=stage, group=group, result_limit_bytes=result_limit_bytes)
+            pool = cls(config, backend, build, build_overlay=build_overlay, stage=stage, group=group)
             try:
                 yield pool
             finally:
@@ -309,11 +303,11 @@ class WorkerPool:
 
     def load_message(self, function: FunctionVersion) -> wire.Load:
         """What makes a spare a worker of a function that is served."""
-        return load_message(self._served[function.key], self._result_limit_bytes)
+        return load_message(self._served[function.key])
 
     async def load(self, served: Served, worker: Worker, *, timeout_s: float) -> wire.Loaded | wire.LoadFailed:
         """Make a spare a worker of the function, and keep what it says of its types. Raises as `Worker.load` does."""
-        answer = await worker.load(load_message(served, self._result_limit_bytes), timeout_s=timeout_s)
+        answer = await worker.load(load_message(served), timeout_s=timeout_s)
         if isinstance(answer, wire.Loaded):
             served.schemas = Schemas.of(answer)
         return answer

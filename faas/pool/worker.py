@@ -95,7 +95,7 @@ class Worker:
         self.state: Literal["spare", "leased", "idle", "dead"] = "spare"
         self.idle_since_monotonic = time.monotonic()
         self.on_lost: Callable[[Worker], None] | None = None
-        self._directory, self._process, self._transport, self._output = directory, process, transport, output
+        self.directory, self._process, self._transport, self._output = directory, process, transport, output
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[wire.SandboxMessage] | None = None
         self._on_said: OnSaid | None = None
@@ -140,6 +140,18 @@ class Worker:
             return answer
         raise self._break(f"answered an invocation with {type(answer).__name__}")
 
+    def new_file(self) -> str:
+        """The name of a file in its directory that can be made for it, as a `Spilled` frame or `Invoke.file` names it."""
+        self._sent += 1
+        return f"{wire.SPILL_PREFIX}{self.id}-h{self._sent}"
+
+    def open_body(self, answer: wire.Result) -> int:
+        """A descriptor of the file that holds a result, its name gone: the caller's to close. Raises ProtocolError."""
+        try:
+            return wire.open_spilled(wire.Spilled(file=answer.file, size=answer.size), self.directory, self._result_limit_bytes)
+        except wire.WireError as error:
+            raise self._break(f"sent a result that cannot be read: {error}") from error
+
     async def _call(self, message: wire.Load | wire.Invoke, size_bytes: int, timeout_s: float | None) -> wire.SandboxMessage:
         if self._failure is not None:
             raise self._failure
@@ -160,12 +172,11 @@ class Worker:
             self._answer = None
 
     async def _frame(self, message: wire.Load | wire.Invoke, size_bytes: int) -> bytes:
-        self._sent += 1
-        name = f"{self.id}-h{self._sent}"
+        name = self.new_file().removeprefix(wire.SPILL_PREFIX)
         try:
             if size_bytes > IN_THREAD_BYTES:
-                return await asyncio.to_thread(wire.encode, message, self._directory, name)
-            return wire.encode(message, self._directory, name)
+                return await asyncio.to_thread(wire.encode, message, self.directory, name)
+            return wire.encode(message, self.directory, name)
         except OSError as error:
             self.kill()
             raise WorkerLost(self.id, f"could not be given its message: {error.strerror}") from error
@@ -204,10 +215,10 @@ class Worker:
     def _read_spilled(self, message: wire.Spilled) -> None:
         limit_bytes = self._result_limit_bytes + SPILL_SLACK_BYTES
         if message.size <= IN_THREAD_BYTES:
-            self._take(_read_spilled(message, self._directory, limit_bytes))
+            self._take(_read_spilled(message, self.directory, limit_bytes))
             return
         self._reading = True
-        reading = self._loop.run_in_executor(None, _read_spilled, message, self._directory, limit_bytes)
+        reading = self._loop.run_in_executor(None, _read_spilled, message, self.directory, limit_bytes)
         reading.add_done_callback(lambda done: None if done.cancelled() else self._take(done.result()))
 
     def _take(self, read: wire.SandboxMessage | wire.WireError) -> None:

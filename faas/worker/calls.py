@@ -67,7 +67,7 @@ class Calls:
             return whole
         body, content_type = _encoded(returned)
         if len(body) > limit_bytes:
-            raise TooLarge(f"the result has {len(body)} bytes; {limit_bytes} are the most that limits.payload and the bus allow")
+            raise TooLarge(f"the result has {len(body)} bytes; {limit_bytes} are the most that limits.payload allows")
         if on_chunk is not None and len(body) <= wire.CHUNK_LIMIT_BYTES:
             on_chunk(body, content_type)  # a stream of one, so that whoever listens need not know what kind of handler it is
         return body, content_type
@@ -123,7 +123,7 @@ class _Items:
         body, content_type = _encoded(item, text=TEXT)
         self._size_bytes += len(body) + 1
         if self._size_bytes > self._limit_bytes:
-            raise TooLarge(f"the items have more than {self._limit_bytes} bytes together, the most that limits.payload and the bus allow")
+            raise TooLarge(f"the items have more than {self._limit_bytes} bytes together, the most that limits.payload allows")
         if self._on_chunk is not None:
             if len(body) > wire.CHUNK_LIMIT_BYTES:
                 raise TooLarge(f"an item has {len(body)} bytes; {wire.CHUNK_LIMIT_BYTES} at most can be streamed")
@@ -137,9 +137,7 @@ class _Items:
             return b"".join(body for body, _ in self._items), kinds.pop()
         body = b"[" + b",".join(_as_json(body, kind) for body, kind in self._items) + b"]"
         if len(body) > self._limit_bytes:
-            raise TooLarge(
-                f"the items have {len(body)} bytes together; {self._limit_bytes} are the most that limits.payload and the bus allow"
-            )
+            raise TooLarge(f"the items have {len(body)} bytes together; {self._limit_bytes} are the most that limits.payload allows")
         return body, JSON
 
 

@@ -67,6 +67,9 @@ class Peer:
     def _read(self, message: wire.HostMessage) -> wire.HostMessage:
         if isinstance(message, wire.Spilled):
             return wire.decode_host(wire.read_spilled(message, self._directory, sys.maxsize))
+        if isinstance(message, wire.Invoke) and message.file:
+            spilled = wire.Spilled(file=message.file, size=os.stat(os.path.join(self._directory, message.file)).st_size)
+            return msgspec.structs.replace(message, data=wire.read_spilled(spilled, self._directory, sys.maxsize), file="")
         return message
 
 

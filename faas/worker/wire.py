@@ -27,8 +27,9 @@ Meters = Annotated[Mapping[Annotated[str, Meta(max_length=64)], Annotated[int, M
 Reason = Literal["error", "payload_invalid", "rejected_by_handler", "result_invalid", "result_too_large"]
 """How an invocation can end in a worker, but for a result."""
 
-CHUNK_LIMIT_BYTES = 2**20 - 4096
-"""The longest item of a stream, and the longest event that a handler publishes: read in one go, so that their order holds."""
+CHUNK_LIMIT_BYTES = 2**20 - 8192
+"""The longest item of a stream, and the longest event that a handler publishes: with its headers the bus takes it, and it is read in one go,
+so that their order holds."""
 EVENTS = 1000
 """So many events may one attempt publish: `ctx.publish` refuses more, and so does the node, for who writes frames of his own."""
 LOG_BYTES = 64 * 1024
@@ -37,6 +38,9 @@ LOG_LINE_BYTES = 16
 """What a line counts at least: its time, level and invocation take more than that on the bus."""
 LOG_FRAMES = 2 * LOG_BYTES // LOG_LINE_BYTES
 """So many `Log` frames a worker may send in one lease, lines and progress; one that sends more does not keep to what its own code does."""
+
+BODY_FILE_BYTES = 2**20
+"""A result above this is left in a file of its own: the node need not hold it in memory to pass it on."""
 
 SOCKET_NAME = "socket"
 SPILL_PREFIX = "spill-"
@@ -118,6 +122,7 @@ class Invoke(_Message, frozen=True, tag="invoke", kw_only=True):
     extensions: Mapping[str, str] = {}
     data: bytes
     stream: bool = False  # somebody waits for the items: send each as a `Chunk`
+    file: str = ""  # the data is not in `data` but in this file of the sandbox's directory, like that of a `Spilled`
 
 
 class Close(_Message, frozen=True, tag="close", kw_only=True):
@@ -219,6 +224,8 @@ class Result(_Message, frozen=True, tag="result", kw_only=True):
     cpu_us: Count
     memory_peak_bytes: Count
     meters: Meters = {}
+    file: str = ""  # the body is not in `body` but in this file of the sandbox's directory, like that of a `Spilled`
+    size: Count = 0
 
 
 class Failed(_Message, frozen=True, tag="failed", kw_only=True):
@@ -266,40 +273,61 @@ def encodable(text: str) -> str:
 
 
 def encode(message: HostMessage | SandboxMessage, directory: str = "", name: str = "") -> bytes:
-    """The frame of a message. One above INLINE_BYTES is written to `directory`/SPILL_PREFIX+`name` and its `Spilled` frame is returned."""
+    """The frame of a message. One above INLINE_BYTES is written to `directory`/SPILL_PREFIX+`name` and its `Spilled` frame is returned.
+
+    Of a result above BODY_FILE_BYTES the body alone is.
+    """
+    file = SPILL_PREFIX + name
+    if isinstance(message, Result) and len(message.body) > BODY_FILE_BYTES:
+        _write(directory, file, message.body)
+        message = msgspec.structs.replace(message, body=b"", file=file, size=len(message.body))
     body = _encoder.encode(message)
     if len(body) > INLINE_BYTES:
-        file = SPILL_PREFIX + name
-        descriptor = os.open(os.path.join(directory, file), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as spill:
-            spill.write(body)
+        _write(directory, file, body)
         body = _encoder.encode(Spilled(file=file, size=len(body)))
     return _LENGTH.pack(len(body)) + body
 
 
-def read_spilled(spilled: Spilled, directory: str, limit_bytes: int) -> bytes:
-    """The body that a `Spilled` frame names, whose file is removed. Raises WireError where name, kind or size are not as they must be."""
+def _write(directory: str, file: str, body: bytes) -> None:
+    with open(create_spilled(directory, file), "wb") as spill:
+        spill.write(body)
+
+
+def create_spilled(directory: str, file: str) -> int:
+    """A descriptor to write such a file with; the file is new. Raises OSError."""
+    return os.open(os.path.join(directory, file), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def open_spilled(spilled: Spilled, directory: str, limit_bytes: int) -> int:
+    """A descriptor of the file that a `Spilled` frame names, which is removed. Raises WireError where name, kind or size are not as they must be."""
     if not spilled.file.startswith(SPILL_PREFIX) or "/" in spilled.file or "\0" in spilled.file or not 0 <= spilled.size <= limit_bytes:
         raise WireError(f"spilled file {spilled.file[:80]!r} of {spilled.size} bytes refused; the limit is {limit_bytes}")
     path = os.path.join(directory, spilled.file)
+    descriptor = -1
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)  # a folder would have `open` fail and keep the descriptor
-            body = _read_whole(descriptor, spilled.size + 1) if regular else b""
-        finally:
-            os.close(descriptor)
+        seen = os.fstat(descriptor)
         os.unlink(path)
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise WireError(f"spilled file {spilled.file!r}: {error.strerror}") from error
+    if not stat.S_ISREG(seen.st_mode) or seen.st_size != spilled.size:
+        os.close(descriptor)
+        raise WireError(f"spilled file {spilled.file!r} is not the {spilled.size} bytes that were announced")
+    return descriptor
+
+
+def read_spilled(spilled: Spilled, directory: str, limit_bytes: int) -> bytes:
+    """The body that a `Spilled` frame names, whose file is removed. Raises WireError where name, kind or size are not as they must be."""
+    try:
+        with open(open_spilled(spilled, directory, limit_bytes), "rb") as file:
+            body = file.read(spilled.size + 1)
     except OSError as error:
         raise WireError(f"spilled file {spilled.file!r}: {error.strerror}") from error
     if len(body) != spilled.size:
         raise WireError(f"spilled file {spilled.file!r} is not the {spilled.size} bytes that were announced")
     return body
-
-
-def _read_whole(descriptor: int, limit_bytes: int) -> bytes:
-    with open(descriptor, "rb", closefd=False) as file:
-        return file.read(limit_bytes)
 
 
 class FrameReader:

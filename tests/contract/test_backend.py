@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ENVIRONMENT, PROFILE, Make, Printed, invoke_message, load_message, result_of
 from msgspec.structs import replace
 from processes import is_alive
 
-from faas.errors import ColdStartFailed
+from faas.errors import ColdStartFailed, ProtocolError
 from faas.model import RuntimeProfile
 from faas.pool.backend import Backend, Sandbox
 from faas.pool.process import ProcessBackend
@@ -77,8 +78,32 @@ async def test_a_large_body_goes_both_ways_whole(backend: ProcessBackend, make: 
     answer = await worker.invoke(invoke_message(body, content_type="application/octet-stream"))
 
     assert isinstance(answer, wire.Result)
-    assert answer.body == body[::-1]
+    with open(worker.open_body(answer), "rb") as file:  # above 1 MiB it is in a file, so that the node need not hold it
+        assert file.read() == body[::-1]
     assert list(backend.run.rglob("spill-*")) == []
+
+
+async def test_a_body_in_a_file_is_handed_over_there(backend: ProcessBackend, make: Make) -> None:
+    """What comes from the object store is never whole in the node's memory."""
+    worker = await make("def handle(event: bytes):\n    return len(event)\n")
+    file = worker.new_file()
+    (Path(worker.directory) / file).write_bytes(b"x" * (3 * 2**20))
+    answer = await worker.invoke(replace(invoke_message(b"", content_type="application/octet-stream"), file=file))
+
+    assert isinstance(answer, wire.Result)
+    assert answer.body == str(3 * 2**20).encode()
+    assert list(backend.run.rglob("spill-*")) == []
+
+
+@pytest.mark.parametrize("claim", [{"file": "../secret"}, {"file": "spill-missing"}, {"size": 5}])
+async def test_a_result_that_is_not_in_its_file_is_no_result(make: Make, claim: dict[str, Any]) -> None:
+    """Whoever runs in a sandbox can name any file of the machine."""
+    worker = await make("def handle(event: bytes):\n    return event * 2\n")
+    answer = await worker.invoke(invoke_message(b"x" * 2**20, content_type="application/octet-stream"))
+    assert isinstance(answer, wire.Result)
+    with pytest.raises(ProtocolError):
+        worker.open_body(replace(answer, **claim))
+    assert worker.state == "dead"
 
 
 async def test_two_sandboxes_work_at_once_and_see_nothing_of_each_other(backend: Backend) -> None:

@@ -357,7 +357,7 @@ async def test_threads_and_signal_handlers_may_print_while_an_answer_is_sent(mak
 
     assert isinstance(answer, wire.Result)
     assert len(said) == 40
-    assert len(answer.body) == 4_000_000
+    assert answer.size == 4_000_000
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,6 @@ async def pool(
             backend,
             build or ready,  # type: ignore[arg-type]
             build_overlay=build_overlay,  # type: ignore[arg-type]
-            result_limit_bytes=2**20,
         ) as made,
     ):
         for one in functions:

@@ -39,7 +39,6 @@ FUNCTIONS: dict[str, tuple[str, str]] = {
     ),
     "notjson": ("def handle(event):\n    return object()\n", '[[trigger]]\nsubject = "exits.notjson"\n'),
     "large": ("def handle(event: int):\n    return b'x' * event\n", '[[trigger]]\nsubject = "exits.large"\n[limits]\npayload = "100KiB"\n'),
-    "huge": ("def handle(event: int):\n    return b'x' * event\n", '[[trigger]]\nsubject = "exits.huge"\n'),
     "again": (
         "import faas\ndef handle(event, ctx):\n    if ctx.attempt < 3:\n        raise faas.Retry(0.01)\n    return ctx.attempt\n",
         '[[trigger]]\nsubject = "exits.again"\n',

@@ -17,7 +17,6 @@ FAILURES = [
     ("raises", b"1", "failed", "error"),
     ("notjson", b"1", "failed", "result_invalid"),
     ("large", b"102401", "failed", "result_too_large"),
-    ("huge", b"1048576", "failed", "result_too_large"),
     ("badload", b"1", "failed", "load_error"),
     ("slowload", b"1", "timed_out", "load_timeout"),
     ("hangs", b"1", "timed_out", "timeout"),

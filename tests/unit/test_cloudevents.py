@@ -230,6 +230,13 @@ def test_what_only_the_runtime_may_say_is_ignored(name: str) -> None:
         ({**REQUIRED, "ce-": "x"}, "'' is no attribute name"),
         ({**REQUIRED, "ce-x": "%ff"}, "ce-x is not percent-encoded UTF-8"),
         ({**REQUIRED, "ce-expirytime": "soon"}, "expirytime 'soon'"),
+        (
+            {**REQUIRED, "ce-dataref": "https://example.org/x"},
+            "dataref 'https://example.org/x' is not supported; put the payload into FAAS_PAYLOADS",
+        ),
+        ({**REQUIRED, "ce-dataref": "FAAS_PAYLOADS/"}, "dataref"),
+        ({**REQUIRED, "ce-dataref": "FAAS_PAYLOADS/" + "x" * 513}, "dataref"),
+        ({**REQUIRED, "ce-dataref": "FAAS_PAYLOADS/a%0Ab"}, "dataref"),
         ({"Faas-Timeout": "5"}, "Faas-Timeout"),
         ({"Faas-Timeout": "0s"}, "above zero"),
         ({"Faas-Deadline": "12:00"}, "Faas-Deadline '12:00'"),
@@ -295,3 +302,25 @@ def test_decoding_never_raises(headers: dict[str, str], data: bytes) -> None:
     decoded = decode(headers, data, source="s", event_id="1.2")
 
     assert isinstance(decoded, EventInvalid | tuple)
+
+
+@pytest.mark.parametrize(
+    ("headers", "data"),
+    [
+        ({**REQUIRED, "Ce-DataRef": "FAAS_PAYLOADS/a%2520b/%C3%A9.png"}, b""),
+        (STRUCTURED, structured(dataref="FAAS_PAYLOADS/a%20b/\u00e9.png")),
+    ],
+    ids=["binary", "structured"],
+)
+def test_a_dataref_is_where_the_payload_is_and_no_attribute_for_the_handler(headers: dict[str, str], data: bytes) -> None:
+    """The claim check of CloudEvents: the name is as its owner wrote it."""
+    event = event_of(headers, data)
+
+    assert (event.dataref, event.data, event.extensions) == ("a%20b/\u00e9.png", b"", {})
+
+
+def test_a_payload_beside_its_dataref_is_the_payload() -> None:
+    """CloudEvents wants both to be the same; nothing is fetched then."""
+    event = event_of({**REQUIRED, "ce-dataref": "FAAS_PAYLOADS/x"}, b"here")
+
+    assert (event.dataref, event.data) == ("", b"here")
