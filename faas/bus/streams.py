@@ -37,7 +37,6 @@ class _ConfigSeen(Struct):
     allow_rollup_hdrs: bool = False
     sources: tuple[Source, ...] = ()
     allow_msg_schedules: bool = False
-    allow_rollup_hdrs: bool = False
     allow_msg_ttl: bool = False
     deny_delete: bool = False
 
