@@ -273,6 +273,24 @@ async def test_any_node_tells_of_the_runs_of_another_that_is_gone(tmp_path: Path
     assert told["runs"][0]["invocation"] == head(message)["Faas-Invocation"]
 
 
+async def test_events_in_a_stream_of_the_users_own_are_runs_too(tmp_path: Path, node: Node, client: faas.client.Client) -> None:
+    """Accepted there, they are as much a promise as in the runtime's."""
+    await node.client.jetstream().add_stream(name="MINE", subjects=["mine.>"])
+    write_function(tmp_path / "functions", "own", ECHO, '[[trigger]]\nsubject = "mine.own"\nstream = "MINE"\n')
+    (tmp_path / "state").mkdir()
+    options = ("--nats", node.info["nats"], "--node", "third", "--http", "127.0.0.1:0")
+    process = await up(tmp_path, [*options, "--functions", str(tmp_path / "functions"), "--state", str(tmp_path / "state")])
+    outcome = await node.event("mine.own", b"1", id="own-1")
+    run = (await client.run(head(outcome)["Faas-Invocation"])).run
+    key = 'faas_conservation_imbalance{function="own",tenant="default"}'
+    async with asyncio.timeout(8):
+        while (await metrics(node)).get(key) != 0:
+            await client.runs(limit=1)
+    await stop(process)
+
+    assert (run.stream, run.subject, run.outcome) == ("MINE", "mine.own", "succeeded")
+
+
 async def up(root: Path, arguments: list[str]) -> asyncio.subprocess.Process:
     """A node on a bus that is there already."""
     from node import FAAS, PROJECT
