@@ -80,6 +80,8 @@ class Questions:
             await self._bus.publish(message.reply, answer)
         except FaasError as error:
             log.warning("question.not_answered", subject=message.subject, error=str(error))
+        except Exception:  # whoever asks may not end the node
+            log.exception("question.not_answered", subject=message.subject)
 
     # ------------------------------------------------------------ why: what is here now
 

@@ -111,6 +111,8 @@ class Follower:
                 if str(error) != said:
                     log.warning("projection.not_filled", error=str(error))
                 said = str(error)
+            except Exception:  # nothing depends on this view: whatever breaks it ends no node
+                log.exception("projection.not_filled")
             for waiting in self._serving:
                 if not waiting.done():
                     waiting.set_result(None)

@@ -199,9 +199,16 @@ class Projection:
     # ------------------------------------------------------------ writing
 
     async def write(self, stream: str, position: Position, rows: Rows) -> None:
-        """One batch and the place behind it, both or neither."""
+        """One batch and the place behind it, both or neither. A batch with what no database takes, as anybody may write to a stream, is passed over."""
         if self._database is None:
             await self._connect()
+        try:
+            await self._write(stream, position, rows)
+        except (OverflowError, ValueError) as error:  # a number of a hundred digits, half a character
+            log.warning("projection.skipped", stream=stream, up_to=position.sequence, problem=str(error))
+            await self._write(stream, position, Rows())
+
+    async def _write(self, stream: str, position: Position, rows: Rows) -> None:
         try:
             await self._open.execute("BEGIN IMMEDIATE")
             try:

@@ -73,6 +73,20 @@ async def test_an_outcome_ends_its_run(case: Case) -> None:
     assert (await case.run()).outcome == "succeeded"
 
 
+async def test_garbage_in_a_stream_stops_no_reading(case: Case) -> None:
+    """Anybody may publish there."""
+    large = b'[{"record_id":"r","invocation_id":"i","attempt":1,"kind":"attempt","tenant":"t","function":"f","cpu_us":%d}]' % (2**70)
+    for subject, body in ((subjects.usage(case.tenant, "f"), large), (subjects.usage(case.tenant, "f"), b"{"), (f"{case.tenant}.in", b"x")):
+        await case.bus.store(subject, body, head=b"ce-id: %ff\r\nContent-Type: application/cloudevents\r\n")
+    await case.bus.store(
+        subjects.outcome(case.tenant, "f", "x"), b"\xff", head="Faas-Outcome: failed\r\nFaas-Reason: \xe9\r\n".encode("latin-1")
+    )
+    await case.publish()
+    await case.end()
+
+    assert (await case.run()).outcome == "succeeded"
+
+
 async def test_an_event_that_waits_is_open_and_balances(case: Case) -> None:
     """Accepted 1, settled 0, open 1."""
     await case.publish()

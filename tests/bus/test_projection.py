@@ -203,6 +203,17 @@ async def test_it_is_there_again_once_the_file_can_be_used(tmp_path: Path) -> No
         assert (await the_run(projection, "a")).outcome == "succeeded"
 
 
+@pytest.mark.parametrize("hostile", [Rows(used=[record("b", 2**70)]), Rows(ended=[end("b\ud800")])])
+async def test_what_no_database_takes_is_passed_over(tmp_path: Path, hostile: Rows) -> None:
+    """Anybody may write to a stream; stuck on it, nothing behind it would ever be known."""
+    async with Projection.open(tmp_path / "runs.db") as projection:
+        await projection.write("S", Position(created="c", sequence=2), hostile)
+        await written(projection, Rows(ended=[end("a")]))
+
+        assert [run.invocation for run in (await projection.runs(Filter()))[0]] == ["a"]
+        assert projection.absent == ""
+
+
 async def test_a_batch_that_fails_leaves_neither_rows_nor_its_place(tmp_path: Path) -> None:
     """A full disk in the middle of a batch: it is read again."""
     async with Projection.open(tmp_path / "runs.db") as projection:
