@@ -17,6 +17,9 @@ POINTS = {
     "after_ack": ("faas.bus.pull", "Delivery", "ack", True),
     "after_attempts": ("faas.bus.outcomes", "Outcomes", "store_attempts", True),
     "after_schedule": ("faas.bus.schedules", "Schedules", "retry", True),
+    "payload_fetched": ("faas.bus.payloads", "Payloads", "fetch", True),
+    "before_payload": ("faas.bus.payloads", "Payloads", "put", False),
+    "payload_stored": ("faas.bus.payloads", "Payloads", "put", True),
     "before_letter": ("faas.bus.letters", "Letters", "bury", False),
 }
 """name -> module, class, method, and whether it crashes behind it. `after_outcome` lies before the usage, `before_ack` behind it."""
