@@ -188,7 +188,7 @@ class Attempts:
 
     async def forget(self, invocation: Invocation, outcome: str) -> None:
         """It has ended, and that is told: what the object store held for it alone may go."""
-        if invocation.event.dataref and outcome == "succeeded":
+        if invocation.event.dataref and outcome in ("succeeded", "cancelled"):  # any other end may be redriven
             await self._large.forget(invocation)
 
     # ------------------------------------------------------------ the two clocks on a worker

@@ -83,7 +83,7 @@ class LargeBodies:
         return None
 
     async def forget(self, invocation: Invocation) -> None:
-        """It ended well: a payload that was put there for it alone leaves the bucket."""
+        """It is over for good: a payload that was put there for it alone leaves the bucket."""
         if invocation.event.dataref.startswith(READ_ONCE):
             await self._payloads.let_go(invocation.event.dataref)
 

@@ -43,6 +43,11 @@ FUNCTIONS = {
         "        return b'2' * len(event)\n    mark.touch()\n    os._exit(1)\n",
         '[[trigger]]\nsubject = "large.again"\n[retry]\nbackoff = "10ms"\n',
     ),
+    "second": (
+        "import os, pathlib\ndef handle(event: bytes):\n    mark = pathlib.Path(os.environ['MARK'] + '2')\n    if mark.exists():\n"
+        "        return len(event)\n    mark.touch()\n    raise ValueError('first')\n",
+        "",
+    ),
     "cuts": (
         "import os, threading, pathlib\nfrom faas.worker import wire\ndef handle(event):\n    write = wire._write\n"
         "    def cut(directory, file, body):\n        write(directory, file, body)\n        os.truncate(os.path.join(directory, file), 10)\n"
@@ -365,6 +370,41 @@ async def test_a_result_waits_for_room_in_the_bucket(node: Node, client: Client)
 
     assert hashlib.sha256(reply.result).digest() == hashlib.sha256(b"m" * (3 * MIB)).digest()
     assert reply.headers["Faas-Attempt"] == "1"
+
+
+async def test_a_result_that_waits_for_room_can_be_cancelled(node: Node, client: Client) -> None:
+    """Its worker waits with it; whoever has no use for the result any more can say so."""
+    js = node.client.jetstream()
+    config = (await js.stream_info(STREAM)).config
+    used = await used_bytes(node)
+    await node.client.request(f"$JS.API.STREAM.UPDATE.{STREAM}", json.dumps({**config.as_dict(), "max_bytes": used + MIB}).encode())
+    try:
+        ticket = await client.submit("made", 3 * MIB)
+        with pytest.raises(TimeoutError):
+            await client.outcome(ticket, wait=1.0)
+        cancelled = await client.cancel(ticket)
+
+        assert cancelled.cancelled
+        assert (await client.outcome(ticket)).outcome == "cancelled"
+        assert await client.invoke("made", 1000) == b"m" * 1000
+    finally:
+        await node.client.request(f"$JS.API.STREAM.UPDATE.{STREAM}", json.dumps(config.as_dict()).encode())
+
+
+async def test_a_dead_letter_keeps_its_payload_and_is_redriven_with_it(client: Client, node: Node, tmp_path: Path) -> None:
+    """Only an end that nothing follows lets a payload go."""
+    before = await used_bytes(node)
+    ticket = await client.submit("second", b"d" * (2 * MIB))
+    failed = await client.outcome(ticket)
+    await node.letter("second", ticket.invocation)  # it is written behind the outcome
+    (letter,) = [letter async for letter in client.letters("second")]
+    reply = await client.outcome(await client.redrive(letter))
+
+    assert (failed.outcome, failed.reason) == ("failed", "error")
+    assert reply.result == 2 * MIB
+    async with asyncio.timeout(5):
+        while await used_bytes(node) > before:
+            pass
 
 
 # ---------------------------------------------------------------- the command line
