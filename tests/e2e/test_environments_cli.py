@@ -45,7 +45,7 @@ async def test_a_functions_lock_lands_in_its_folder(root: Path) -> None:
     code, out, _ = await faas(root, "lock", "thumb")
 
     assert code == 0
-    assert out.startswith("thumb: 1 packages beside those of standard")
+    assert out.startswith("thumb: 1 package beside those of standard")
     assert "iniconfig==2.0.0" in (root / "functions" / "thumb" / "requirements.lock").read_text()
 
 
