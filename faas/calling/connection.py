@@ -131,7 +131,6 @@ class Connection:
 @asynccontextmanager
 async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Connection]:
     """To the bus at `url`, else at FAAS_NATS, else to the node whose state folder this is. Raises ConfigInvalid, BusUnavailable."""
-    given = url or os.environ.get("FAAS_NATS")
     address = address_of(url, state)
     said: list[str] = []
 
@@ -159,7 +158,7 @@ async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Conn
             async with asyncio.timeout(1):
                 await client.close()
         why = said[0] if said else str(error) or type(error).__name__
-        hint = "is it running?" if given else f"the node of {state} was killed, or its machine stopped; start it with `faas up`"
+        hint = hint_of(url, state)
         raise BusUnavailable(f"no NATS at {address.rpartition('@')[2]}: {why.removeprefix('nats: ').strip(chr(39))}; {hint}") from error
     client.options |= {"max_reconnect_attempts": 60, "reconnect_time_wait": 1}
     try:
@@ -172,6 +171,12 @@ async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Conn
 def address_of(url: str | None, state: Path) -> str:
     """The bus that is meant: the one given, else FAAS_NATS, else that of the node on this state folder. Raises ConfigInvalid."""
     return url or os.environ.get("FAAS_NATS") or _from_state(state)
+
+
+def hint_of(url: str | None, state: Path) -> str:
+    """Why nobody may answer at `address_of`, and what to type."""
+    given = url or os.environ.get("FAAS_NATS")
+    return "is it running?" if given else f"the node of {state} was killed, or its machine stopped; start it with `faas up`"
 
 
 def _from_state(state: Path) -> str:

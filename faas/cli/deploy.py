@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from faas.cli.options import Json, Where, console, print_json, say_error
-from faas.errors import ConfigInvalid, only
+from faas.errors import BusUnavailable, ConfigInvalid, only
 
 if TYPE_CHECKING:
     from faas.bus.connection import Bus
@@ -178,16 +178,20 @@ async def _remove(where: Where, key: tuple[str, str], *, purge: bool) -> int:
 async def registry(where: Where) -> AsyncIterator[tuple[Bus, Registry]]:
     """The registry of the bus that is meant, and its connection. Raises ConfigInvalid, BusUnavailable."""
     from faas.bus.connection import Bus
-    from faas.calling.connection import address_of
+    from faas.calling.connection import address_of, hint_of
     from faas.registry.registry import Registry
     from faas.telemetry import set_up_logging
 
     set_up_logging(quiet=True)
+    opened = False
     try:
         async with Bus.open(address_of(where.nats, where.state), node="cli") as bus:
+            opened = True
             yield bus, Registry(bus)
     except BaseExceptionGroup as group:
         raise only(group) from group
+    except BusUnavailable as error:
+        raise error if opened else BusUnavailable(f"{error}; {hint_of(where.nats, where.state)}") from error
 
 
 def whoami() -> str:
