@@ -97,6 +97,7 @@ class Place(Struct, frozen=True, kw_only=True, omit_defaults=True):
     before: int = 0  # events of its function that wait in the stream, at most so many before it
     retry_at_ms: int = 0  # a schedule brings it back then
     served: bool = True  # its function has a consumer
+    gone: bool = False  # its stream does not hold it any more
 
 
 class Told(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -214,7 +214,11 @@ class Follower:
         for key, count in (await self._scheduled(waiting, held)).items():
             held[key] += count
         blind_ms = max((position.blind_ms for position in (await self.projection.positions()).values()), default=0)
-        unsettled = await self.projection.open_by_function(blind_ms)
+        begins: dict[tuple[str, str, str], int] = {}
+        for consumer in before:
+            place = (consumer.tenant, consumer.function, consumer.stream)
+            begins[place] = min(consumer.starts, begins.get(place, consumer.starts))
+        unsettled = await self.projection.open_by_function(blind_ms, begins)
         found = {key: unsettled.get(key, 0) - count for key, count in held.items()}
         # What fires from a schedule is nowhere for a moment: it has to be missing twice.
         imbalance = {key: min(count, max(0, self._missing.get(key, 0))) if count > 0 else count for key, count in found.items()}
@@ -249,7 +253,8 @@ class Follower:
         own = [one for one in await replay.consuming(self._bus, run.stream) if (one.tenant, one.function) == key]
         delivered = any(run.sequence <= one.delivered for one in own)
         before = 0 if delivered else max(0, sum(one.pending for one in own) - 1)
-        return Place(delivered=delivered, before=before, retry_at_ms=retry_at_ms, served=bool(own))
+        gone = not retry_at_ms and not await replay.is_there(self._bus, run.stream, run.sequence)
+        return Place(delivered=delivered, before=before, retry_at_ms=retry_at_ms, served=bool(own), gone=gone)
 
 
 def _unread(there: Extent | None, known: Position | None) -> int:

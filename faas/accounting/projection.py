@@ -8,7 +8,7 @@ deleted at any time: it is filled again from what the streams still hold.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -302,10 +302,20 @@ class Projection:
         rows = await self._rows("SELECT stream, sequence, reason, at_ms FROM letters WHERE invocation = ?", (invocation,))
         return msgspec.convert(dict(rows[0]), Letter) if rows else None
 
-    async def open_by_function(self, since_ms: int) -> dict[tuple[str, str], int]:
-        """How many stored events, accepted since a moment, have no outcome, by (tenant, function)."""
-        question = "SELECT tenant, function, count(*) FROM runs WHERE outcome = '' AND accepted_ms > ? GROUP BY tenant, function"
-        return {(row[0], row[1]): row[2] for row in await self._rows(question, (since_ms,))}
+    async def open_by_function(self, since_ms: int, begins: Mapping[tuple[str, str, str], int]) -> dict[tuple[str, str], int]:
+        """How many stored events, accepted since a moment, have no outcome, by (tenant, function).
+
+        `begins` is where in a stream the consumers of a function begin, by (tenant, function, stream): what lies before was dropped on purpose.
+        """
+        question = "SELECT DISTINCT tenant, function, stream FROM runs WHERE outcome = '' AND accepted_ms > ?"
+        found: dict[tuple[str, str], int] = {}
+        for tenant, function, stream in await self._rows(question, (since_ms,)):
+            begin = begins.get((tenant, function, stream))
+            if begin is not None:
+                where = "outcome = '' AND tenant = ? AND function = ? AND accepted_ms > ? AND stream = ? AND sequence >= ?"
+                rows = await self._rows(f"SELECT count(*) FROM runs WHERE {where}", (tenant, function, since_ms, stream, begin))
+                found[tenant, function] = found.get((tenant, function), 0) + rows[0][0]
+        return found
 
     async def _rows(self, question: str, values: Sequence[object]) -> list[aiosqlite.Row]:
         try:

@@ -138,6 +138,8 @@ def _stands(run: Run, place: Place | None) -> str:
         return f"no node has it, and where it stands on the bus is not known.{again}"
     if place.retry_at_ms:
         return f"it is in a back-off until {moment(place.retry_at_ms)}.{again}"
+    if place.gone:
+        return f"its event is in {run.stream} no more: dropped with its function (`faas functions remove --purge`), or by an administrator"
     if not place.served:
         return f"no node serves its function: it waits in {run.stream} until one does, or ends as expired"
     if not place.delivered:

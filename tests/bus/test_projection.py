@@ -71,7 +71,9 @@ async def test_a_stored_event_has_not_ended_before_its_outcome(tmp_path: Path, r
         await written(projection, *(parts if record_first else reversed(parts)))
 
         assert (await the_run(projection, "a")).outcome == ""
-        assert await projection.open_by_function(0) == {("acme", "resize"): 1}
+        assert await projection.open_by_function(0, {("acme", "resize", "FAAS_EVENTS"): 7}) == {("acme", "resize"): 1}
+        assert await projection.open_by_function(0, {("acme", "resize", "FAAS_EVENTS"): 8}) == {("acme", "resize"): 0}
+        assert await projection.open_by_function(0, {}) == {}
 
 
 async def test_a_synchronous_run_is_known_by_its_records_alone(tmp_path: Path) -> None:

@@ -46,6 +46,11 @@ def test_a_function_that_nobody_serves_is_named_as_the_reason() -> None:
     assert "no node serves its function" in said(place=Place(served=False)).because
 
 
+def test_an_event_that_was_dropped_is_said_to_be() -> None:
+    """It would look as if it waited for ever."""
+    assert "in FAAS_EVENTS no more: dropped with its function" in said(place=Place(served=False, gone=True)).because
+
+
 def test_a_back_off_says_until_when() -> None:
     """And what it is for."""
     tried = Run(invocation="inv", tenant="acme", function="resize", accepted_ms=1, attempts=2, reason="oom")
