@@ -6,6 +6,7 @@ By an ephemeral pull consumer that lives as long as one reading: without bodies 
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +17,7 @@ from msgspec import Struct
 
 from faas.bus.connection import ApiError, Bus, Message
 from faas.bus.listing import NO_STREAM, OWNER
+from faas.bus.messages import FoundMessage, GetAnswer
 from faas.errors import BusUnavailable
 
 ANSWER_S = 5.0
@@ -283,14 +285,23 @@ def _entry(message: Message) -> Entry | None:
 
 async def body_at(bus: Bus, stream: str, sequence: int) -> bytes:
     """The body of one message; b"" where it is gone."""
-    message = await bus.request(f"$JS.API.DIRECT.GET.{stream}", b'{"seq":%d}' % sequence)
-    return b"" if message.status or "Nats-Sequence" not in (message.headers or {}) else message.data
+    found = await _at(bus, stream, sequence)
+    return base64.b64decode(found.data) if found is not None else b""
 
 
 async def is_there(bus: Bus, stream: str, sequence: int) -> bool:
     """Whether a stream still holds a message."""
-    message = await bus.request(f"$JS.API.DIRECT.GET.{stream}", b'{"seq":%d}' % sequence)
-    return "Nats-Sequence" in (message.headers or {})
+    return await _at(bus, stream, sequence) is not None
+
+
+async def _at(bus: Bus, stream: str, sequence: int) -> FoundMessage | None:
+    """Through the stream's leader: a stream of somebody else may take no direct get."""
+    try:
+        return (await bus.api(f"STREAM.MSG.GET.{stream}", {"seq": sequence}, GetAnswer)).message
+    except ApiError as error:
+        if error.status == 404:
+            return None
+        raise BusUnavailable(str(error)) from error
 
 
 async def due_ms(bus: Bus, stream: str, subject: str) -> int:
