@@ -81,12 +81,6 @@ class AlreadyStored(FaasError):
     code = "already_stored"
 
 
-class ObjectDamaged(FaasError):
-    """An object of the object store is not what was written: a chunk is gone, or its digest differs."""
-
-    code = "object_damaged"
-
-
 class DeployRefused(FaasError):
     """The registry does not take a change: somebody else made one in the same moment, or there is nothing to go back to."""
 

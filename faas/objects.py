@@ -217,14 +217,14 @@ class Objects:
 
     # ------------------------------------------------------------ writing
 
-    async def write(self, read: Read, size_bytes: int, *, prefix: str, kept_s: float) -> str:
-        """Put a body into the bucket for so long; its name, which is `prefix` and its digest: what it names never changes.
+    async def write(self, read: Read, size_bytes: int, *, prefix: str, kept_s: float | None) -> str:
+        """Put a body into the bucket for so long, None: as long as the bucket keeps it; its name, which is `prefix` and its digest: what it names never changes.
 
         The metadata is written last, so that an object is whole once it can be found. Raises StoreRefused, BusUnavailable.
         """
         await self._purge_abandoned()
         nuid = secrets.token_hex(11)
-        ttl = {"Nats-TTL": f"{max(1, round(kept_s))}s"}
+        ttl = {"Nats-TTL": f"{max(1, round(kept_s))}s"} if kept_s is not None else {}
         step = min(CHUNK_BYTES, self._transport.chunk_limit_bytes)
         try:
             digest = await self._write_chunks(read, size_bytes, subject=self._chunk_subject(nuid), step=step, head=ttl)

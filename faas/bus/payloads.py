@@ -28,7 +28,7 @@ class Payloads:
     """The bucket as a node uses it. Every method may run many times at once."""
 
     def __init__(self, bus: Bus) -> None:
-        self._objects = Objects(_OnBus(bus))
+        self._objects = Objects(OnBus(bus))
         self._coming, self._going = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_ONCE)
 
     async def find(self, name: str) -> ObjectInfo:
@@ -52,7 +52,7 @@ class Payloads:
             await self._objects.remove(await self._objects.find(name))
 
 
-class _OnBus:
+class OnBus:
     """What `Objects` asks of a connection, on the node's."""
 
     def __init__(self, bus: Bus) -> None:

@@ -6,7 +6,6 @@ start of a node with a folder of its own. Knows no folder and no worker.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 
@@ -18,8 +17,9 @@ from faas import subjects
 from faas.bus.connection import Bus
 from faas.bus.keyvalue import Entry, KeyValue
 from faas.bus.objects import ObjectStore
-from faas.errors import AlreadyStored, DeployRefused, NoSuchFunction, SpecInvalid
+from faas.errors import AlreadyStored, DeployRefused, NoSuchFunction, PayloadLost, SpecInvalid
 from faas.model import FunctionVersion, Trigger
+from faas.registry.bundle import FOLDER_LIMIT_BYTES
 from faas.registry.packing import pack
 
 log = structlog.get_logger()
@@ -27,12 +27,15 @@ log = structlog.get_logger()
 HISTORY_LIMIT = 20
 """Versions of a function that can be rolled back to; bundles of older ones are deleted."""
 
+BUNDLE_LIMIT_BYTES = 2 * FOLDER_LIMIT_BYTES
+"""Of the files of a folder, and its declaration and lock beside them."""
+
 Key = tuple[str, str]
 """(tenant, function)."""
 
 
 class Revision(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One deploy of a function. `bundle` is the name of an object, the SHA-256 of what is in it in hex; `by` is a node, or USER@HOST."""
+    """One deploy of a function. `bundle` is the name of an object, which ends in the digest of what is in it; `by` is a node, or USER@HOST."""
 
     version: str
     bundle: str
@@ -113,11 +116,11 @@ class Registry:
         return sorted(found, key=lambda registration: registration.key)
 
     async def bundle(self, revision: Revision) -> bytes:
-        """The bytes that `packing` reads. Raises SpecInvalid where they are gone, ObjectDamaged, BusUnavailable."""
-        data = await self._bundles.get(revision.bundle)
-        if data is None or hashlib.sha256(data).hexdigest() != revision.bundle:
-            raise SpecInvalid(revision.version, "", "its bundle is not in the object store; deploy the function again")
-        return data
+        """The bytes that `packing` reads. Raises SpecInvalid where they are gone, BusUnavailable."""
+        try:
+            return await self._bundles.get(revision.bundle, limit_bytes=BUNDLE_LIMIT_BYTES)
+        except PayloadLost as error:
+            raise SpecInvalid(revision.version, "", f"its bundle is lost ({error}); deploy the function again") from error
 
     # ------------------------------------------------------------ changing
 
@@ -128,9 +131,7 @@ class Registry:
         if before is not None and not before.withdrawn and before.version == function.version:
             return False
         data = pack(function)
-        name = hashlib.sha256(data).hexdigest()
-        if not await self._bundles.has(name):
-            await self._bundles.put(name, data)
+        name = await self._bundles.put(".".join(key), data)
         spec = function.spec
         revision = Revision(
             version=function.version, bundle=name, size_bytes=len(data), runtime=spec.runtime, triggers=spec.triggers, by=by, at=_now()

@@ -10,9 +10,10 @@ import pytest
 
 from faas.bus.connection import Bus
 from faas.bus.keyvalue import KeyValue
-from faas.bus.objects import CHUNK_BYTES, ObjectStore
+from faas.bus.objects import ObjectStore
 from faas.bus.server import EmbeddedServer
-from faas.errors import AlreadyStored, ObjectDamaged
+from faas.errors import AlreadyStored, PayloadLost
+from faas.objects import CHUNK_BYTES
 
 
 @pytest.fixture
@@ -90,41 +91,44 @@ async def test_a_bucket_that_is_not_there_is_empty(bus: Bus, tenant: str) -> Non
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 3 * CHUNK_BYTES + 7])
 async def test_an_object_is_read_as_it_was_written(objects: ObjectStore, size: int) -> None:
     """In as many chunks as it takes, none among them."""
-    data = bytes(range(256)) * (size // 256 + 1)
-    await objects.put("a", data[:size])
+    data = (bytes(range(256)) * (size // 256 + 1))[:size]
+    name = await objects.put("a", data)
 
-    assert await objects.get("a") == data[:size]
-    assert await objects.get("b") is None
+    assert await objects.get(name, limit_bytes=2**20) == data
+    assert await objects.has(name)
+    assert not await objects.has("b")
 
 
-async def test_another_object_of_the_name_takes_its_place(bus: Bus, objects: ObjectStore) -> None:
-    """And its chunks go: they would fill the bucket."""
-    await objects.put("a", b"x" * 5 * CHUNK_BYTES)
-    await objects.put("a", b"y")
+async def test_the_same_body_is_written_once(bus: Bus, objects: ObjectStore) -> None:
+    """A version that is deployed again and again must not fill the bucket."""
+    names = {await objects.put("a", b"x" * 2 * CHUNK_BYTES) for _ in range(3)}
     stream = await bus.api(f"STREAM.INFO.OBJ_{objects.bucket}", None, dict[str, Any])
 
-    assert await objects.get("a") == b"y"
-    assert stream["state"]["messages"] == 2
+    assert len(names) == 1
+    assert stream["state"]["messages"] == 3
 
 
-async def test_a_deleted_object_is_gone(objects: ObjectStore) -> None:
-    """Its name can be used again."""
-    await objects.put("a", b"1")
-    await objects.delete("a")
-    assert await objects.get("a") is None
-    assert not await objects.has("a")
+async def test_a_deleted_object_is_gone_and_can_be_written_again(objects: ObjectStore) -> None:
+    """With all of its chunks."""
+    name = await objects.put("a", b"1")
+    await objects.delete(name)
+    assert not await objects.has(name)
+    with pytest.raises(PayloadLost):
+        await objects.get(name, limit_bytes=1)
 
-    await objects.put("a", b"2")
-    assert await objects.get("a") == b"2"
+    assert await objects.put("a", b"1") == name
+    assert await objects.get(name, limit_bytes=1) == b"1"
 
 
-async def test_an_object_that_lost_a_chunk_is_an_error_and_not_less_of_it(bus: Bus, objects: ObjectStore) -> None:
+async def test_an_object_that_lost_a_chunk_or_is_too_large_is_an_error(bus: Bus, objects: ObjectStore) -> None:
     """A function that is served half is worse than one that is not."""
-    await objects.put("a", b"x" * 3 * CHUNK_BYTES)
+    name = await objects.put("a", b"x" * 3 * CHUNK_BYTES)
+    with pytest.raises(PayloadLost, match="at most"):
+        await objects.get(name, limit_bytes=3 * CHUNK_BYTES - 1)
     await bus.api(f"STREAM.MSG.DELETE.OBJ_{objects.bucket}", {"seq": 2}, dict[str, object])
 
-    with pytest.raises(ObjectDamaged, match="a: only 2 of 3 chunks"):
-        await objects.get("a")
+    with pytest.raises(PayloadLost):
+        await objects.get(name, limit_bytes=2**20)
 
 
 async def test_other_clients_read_and_write_the_same_buckets(server: EmbeddedServer, entries: KeyValue, objects: ObjectStore) -> None:
@@ -135,14 +139,14 @@ async def test_other_clients_read_and_write_the_same_buckets(server: EmbeddedSer
         bodies = await client.jetstream().object_store(objects.bucket)
         await entries.put("ours", b"1")
         await values.put("theirs", b"2")
-        await objects.put("ours", b"x" * 2 * CHUNK_BYTES)
+        ours = await objects.put("ours", b"x" * 2 * CHUNK_BYTES)
         await bodies.put("theirs", b"y" * 3 * CHUNK_BYTES)
         theirs = await entries.entry("theirs")
 
         assert (await values.get("ours")).value == b"1"
         assert theirs is not None
         assert theirs.value == b"2"
-        assert (await bodies.get("ours")).data == b"x" * 2 * CHUNK_BYTES
-        assert await objects.get("theirs") == b"y" * 3 * CHUNK_BYTES
+        assert (await bodies.get(ours)).data == b"x" * 2 * CHUNK_BYTES
+        assert await objects.get("theirs", limit_bytes=2**20) == b"y" * 3 * CHUNK_BYTES
     finally:
         await client.close()

@@ -137,7 +137,7 @@ async def test_a_forgotten_function_leaves_nothing(registry: Registry, tmp_path:
 
     assert gone is not None
     assert await registry.forget((tenant, "f")) is None
-    with pytest.raises(SpecInvalid, match="not in the object store"):
+    with pytest.raises(SpecInvalid, match="its bundle is lost"):
         await registry.bundle(gone.current)
 
 
