@@ -159,9 +159,9 @@ class WorkerPool:
     # ------------------------------------------------------------ leases
 
     def try_acquire(self, flow: Flow) -> Lease | None:
-        """A lease on an idle worker, if there are one and a slot and nobody waits; without a wait."""
+        """A lease on an idle worker, if there are one and a slot; without a wait. Others that wait with a slot free could not start."""
         served = self._served.get(flow)
-        if served is None or self._queue or self._free <= 0 or self._draining:
+        if served is None or flow in self._queue or self._free <= 0 or self._draining:
             return None
         worker = served.pop_idle()
         if worker is None:

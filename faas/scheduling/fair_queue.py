@@ -52,6 +52,9 @@ class FairQueue(Generic[T]):
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
+    def __contains__(self, flow: Flow) -> bool:
+        return flow in self._waiting
+
     def put(self, flow: Flow, item: T) -> None:
         """Add an item at the end of its flow; a flow that was empty takes no credit from the time in which it was."""
         waiting = self._waiting.get(flow)
@@ -103,7 +106,7 @@ class FairQueue(Generic[T]):
         return taken
 
     def pass_by(self, flow: Flow, bill: Bill) -> None:
-        """Count a start that did not wait, since nobody did."""
+        """Count a start that did not wait, since nobody did who might have started."""
         self._charge(flow, self._tag(flow), bill)
 
     def rest(self) -> None:

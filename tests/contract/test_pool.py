@@ -137,6 +137,25 @@ async def test_max_workers_bounds_one_function_and_leaves_slots_to_others(tmp_pa
             (await second).__exit__(None, None, None)
 
 
+async def test_a_function_that_waits_at_its_cap_keeps_no_other_from_its_warm_worker(tmp_path: Path) -> None:
+    """Or a flood of one would make every call of the others take the slower way."""
+    one, other = function("one", max_workers=1), function("other")
+    async with pool(tmp_path, one, other, slots=4) as workers:
+        with await loaded(workers, other):
+            pass
+        held = await loaded(workers, one)
+        waiting = asyncio.ensure_future(workers.acquire(one.key))
+        await asyncio.wait([waiting], timeout=0.05)
+        warm = workers.try_acquire(other.key)
+        assert warm is not None
+        assert workers.try_acquire(one.key) is None
+        warm.clean = True
+        for lease in (warm, held):
+            lease.__exit__(None, None, None)
+        async with asyncio.timeout(5):
+            (await waiting).__exit__(None, None, None)
+
+
 async def test_where_functions_wait_for_slots_weight_says_who_gets_them(tmp_path: Path) -> None:
     """A function that matters more is declared so, and does not have to be on a node of its own."""
     heavy, light = function("heavy", weight=100), function("light", weight=1)
