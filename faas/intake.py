@@ -66,7 +66,7 @@ class _Inlet:
     taking: int = 0
     endpoint: Endpoint | None = None
     pending: int = 0  # in the stream behind the last delivery, as that said
-    promised: int = 0  # slots that events beyond its head are meant for, asked for or here
+    promised: int = 0  # slots that its events are meant for, asked for or here, but for the one pull of a function without any
 
 
 class Intake:
@@ -185,9 +185,9 @@ class Intake:
         """
         appetite = self._pool.appetite(inlet.function.key, promised=self._promised - inlet.promised)
         wanted = max(0, min(appetite - len(inlet.unstarted), 1 + inlet.pending))
-        beyond_head = max(0, wanted + len(inlet.unstarted) - 1)
-        self._promised += beyond_head - inlet.promised
-        inlet.promised = beyond_head
+        promised = len(inlet.unstarted) + wanted if inlet.unstarted else max(0, wanted - 1)
+        self._promised += promised - inlet.promised
+        inlet.promised = promised
         for puller in inlet.pullers:
             puller.want(wanted)
 
