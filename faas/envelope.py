@@ -5,6 +5,7 @@ The other end of `bus.cloudevents`: both work out the same identity, so that a c
 
 from __future__ import annotations
 
+import base64
 import re
 import uuid
 from collections.abc import Mapping
@@ -153,12 +154,38 @@ def _inside(body: bytes) -> tuple[str, str]:
     return event_id, source
 
 
+def in_binary_mode(body: bytes, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
+    """(data, headers) of a structured CloudEvent: the same event with its attributes as `ce-*` headers, so that its data can be elsewhere. Raises ConfigInvalid."""
+    try:
+        document = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        packed, data = document.pop("data_base64", None), bytes(document.pop("data", msgspec.Raw()))
+        values = {name: msgspec.json.decode(raw, type=bool | int | str | None) for name, raw in document.items()}
+        kind = str(values.get("datacontenttype") or "application/json")
+        if packed is not None:
+            data = base64.b64decode(msgspec.json.decode(packed, type=str), validate=True)
+        elif data.startswith(b'"') and not _is_json(kind):
+            data = msgspec.json.decode(data, type=str).encode()  # text that the JSON format had to quote
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise ConfigInvalid(f"the payload is no CloudEvent in JSON format: {error}") from error
+    values["datacontenttype"] = kind
+    attributes = {
+        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values.items() if value is not None
+    }
+    kept = {name: value for name, value in headers.items() if name.lower() != "content-type"}
+    return data, {**kept, **{f"ce-{name}": quote(value, safe=_SAFE) for name, value in attributes.items()}}
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
+
+
 def decode_body(body: bytes, headers: Mapping[str, str]) -> Any:
     """What a body is by its `Content-Type`: a JSON value, text as str, else bytes."""
-    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind == "application/json" or kind.endswith("+json"):
+    kind = headers.get("Content-Type", "")
+    if _is_json(kind):
         return msgspec.json.decode(body)
-    return body.decode("utf-8", "replace") if kind.startswith("text/") else body
+    return body.decode("utf-8", "replace") if kind.strip().lower().startswith("text/") else body
 
 
 def encode(data: object, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:

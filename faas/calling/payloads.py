@@ -15,8 +15,8 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from faas.calling.connection import CONNECT_S, Connection
-from faas.envelope import HEAD_RESERVE_BYTES, STRUCTURED, Outgoing, Reply, check_size, completed, fits
-from faas.errors import BusUnavailable, FaasError, MessageTooLarge, NoSuchFunction, StoreRefused
+from faas.envelope import HEAD_RESERVE_BYTES, STRUCTURED, Outgoing, Reply, check_size, completed, fits, in_binary_mode
+from faas.errors import BusUnavailable, FaasError, NoSuchFunction, StoreRefused
 from faas.objects import READ_ONCE, Answer, Heard, Objects, Refused, name_in, part_of, reference
 from faas.subjects import PAYLOADS
 
@@ -40,8 +40,7 @@ async def carried(
     if fits(body, headers, limit_bytes=limit_bytes) or not fits(b"", headers, limit_bytes=limit_bytes):
         return body, dict(headers)
     if any(name.lower() == "content-type" and value.lower().startswith(STRUCTURED) for name, value in headers.items()):
-        what = f"{subject}, a structured CloudEvent (send it in binary mode: attributes as ce-* headers, the data as the body)"
-        raise MessageTooLarge(what, size_bytes=len(body), limit_bytes=limit_bytes - HEAD_RESERVE_BYTES)
+        body, headers = in_binary_mode(body, headers)
     prefix = f"{READ_ONCE if once else ''}{secrets.token_urlsafe(16)}"
     name = await Objects(_OnConnection(connection)).write(part_of(body), len(body), prefix=prefix, kept_s=kept_s)
     return b"", completed({**headers, "ce-dataref": reference(name)})

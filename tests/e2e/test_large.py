@@ -154,6 +154,25 @@ async def test_every_way_of_the_client_takes_large_bodies(client: Client, functi
             assert [reply.result async for _, reply in outcomes] == [direct]
 
 
+async def test_a_structured_event_goes_as_its_data_and_its_attributes(client: Client) -> None:
+    """Its data is inside of its body, which the bus does not take: it is the same event in binary mode."""
+    document = {
+        "specversion": "1.0",
+        "id": "s-1",
+        "source": "/s",
+        "type": "t",
+        "mine": "yes",
+        "datacontenttype": "text/plain",
+        "data": "x" * MIB,
+    }
+    headers = {"Content-Type": "application/cloudevents+json"}
+
+    assert await client.invoke("seen", document, headers=headers) == [MIB, {"mine": "yes"}, "text/plain"]
+    async with client.publish_and_listen("large.size", document, headers=headers) as (published, outcomes):
+        assert [reply.result async for _, reply in outcomes] == [MIB]
+    assert published.id == "s-1"
+
+
 async def test_a_stream_may_be_larger_than_the_bus_together(client: Client) -> None:
     """Each item fits; its outcome is an object."""
     items = [item async for item in client.stream("items", 30)]

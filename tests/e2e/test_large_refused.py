@@ -104,13 +104,6 @@ async def test_headers_above_the_limit_are_refused_and_spare_the_connection(clie
     assert await client.invoke("size", b"x") == 1
 
 
-async def test_a_structured_event_above_the_limit_says_how_to_send_it(client: Client) -> None:
-    """Its data is inside of its body."""
-    document = {"specversion": "1.0", "id": "s", "source": "/s", "type": "t", "data": "x" * MIB}
-    with pytest.raises(MessageTooLarge, match="binary mode"):
-        await client.publish("large.size", document, headers={"Content-Type": "application/cloudevents+json"})
-
-
 async def test_a_worker_that_cuts_its_result_off_is_broken(client: Client) -> None:
     """What its answer says and what is in its file differ: nothing of it is believed."""
     with pytest.raises(InvocationFailed, match="protocol_error"):

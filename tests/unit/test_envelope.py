@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faas.bus.cloudevents import decode
-from faas.envelope import ID_CHARACTERS, SOURCE, Reply, check_size, completed, outgoing
+from faas.envelope import ID_CHARACTERS, SOURCE, Reply, check_size, completed, in_binary_mode, outgoing
 from faas.errors import ConfigInvalid, InvocationFailed, MessageTooLarge
 from faas.identity import invocation_id
 from faas.model import EventInvalid
@@ -119,3 +119,34 @@ def test_two_ids_that_differ_are_refused_and_two_that_agree_are_one() -> None:
         outgoing("a.b", b"", {"CE-ID": "x"}, id="y")
 
     assert outgoing("a.b", b"", {"ce-id": "x%20y"}, id="x y").id == "x y"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"data": {"a": [1, "é"]}},
+        {"data": "text"},
+        {"data": None},
+        {"datacontenttype": "text/plain", "data": "é text"},
+        {"datacontenttype": "image/png", "data_base64": "AAH/"},
+        {"datacontenttype": "application/vnd.a+json", "data": [1]},
+        {"count": 3, "flag": True, "empty": None, "subject": "a b é", "time": "2026-11-24T08:00:00Z", "data": 1},
+    ],
+)
+def test_a_structured_event_in_binary_mode_is_the_same_event(content: dict[str, object]) -> None:
+    """Its caller wrote it in one form, and must not notice that it went in the other."""
+    document = {"specversion": "1.0", "id": "e é", "source": "/s", "type": "t", **content}
+    structured = {"content-type": "application/cloudevents+json", "Faas-Timeout": "5s"}
+    text = json.dumps(document).encode()
+    data, headers = in_binary_mode(text, structured)
+
+    assert decode(headers, data, source="", event_id="") == decode(structured, text, source="", event_id="")
+    assert headers["Faas-Timeout"] == "5s"
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"id": {}}', b'{"data_base64": "?"}', b'{"data_base64": 1}'])
+def test_what_is_no_structured_event_is_told_before_it_goes_anywhere(text: bytes) -> None:
+    """Half of it would be in the object store."""
+    with pytest.raises(ConfigInvalid, match="no CloudEvent in JSON format"):
+        in_binary_mode(text, {})
