@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
@@ -35,6 +36,7 @@ READ_ONCE = "once."
 NO_MESSAGE = 10037
 END_OF_BATCH = 204
 Count = Annotated[int, Meta(ge=0)]
+_OURS = re.compile(r"[A-Za-z0-9_.-]+\.([A-Za-z0-9_-]{43})")
 
 Read = Callable[[int, int], bytes]
 """(offset, length) -> that part of a body; called off the event loop."""
@@ -253,12 +255,12 @@ class Objects:
         """Every chunk acknowledged, in their order; the digest of all."""
         digest = hashlib.sha256()
         room = asyncio.Semaphore(IN_FLIGHT)
-        sequences: list[int] = []
+        sequences: dict[int, int] = {}  # offset -> place in the stream
         failures: list[FaasError] = []
 
-        async def store(chunk: bytes) -> None:
+        async def store(offset: int, chunk: bytes) -> None:
             try:
-                sequences.append(await self._transport.store(subject, chunk, head))
+                sequences[offset] = await self._transport.store(subject, chunk, head)
             except FaasError as error:
                 failures.append(error)
             finally:
@@ -277,10 +279,11 @@ class Objects:
                     failures.append(PayloadLost("the body became shorter while it was read"))
                 if failures:
                     break
-                group.create_task(store(chunk))
+                group.create_task(store(offset, chunk))
         if failures:
             raise failures[0]
-        if sequences != sorted(sequences):
+        placed = [sequences[offset] for offset in sorted(sequences)]
+        if placed != sorted(placed):
             raise BusUnavailable(f"{self._bucket}: the connection was lost between two chunks")  # out of order they are another body
         return digest.digest()
 
@@ -342,8 +345,8 @@ class _Reading:
 
 def _named_so(info: ObjectInfo) -> bool:
     """Whether a name that ends in a digest ends in this object's: one of ours that somebody has overwritten does not."""
-    last = info.name.rpartition(".")[2]
-    return len(last) != 43 or last == info.digest.removeprefix("SHA-256=").rstrip("=")
+    named = _OURS.fullmatch(info.name)
+    return named is None or named[1] == info.digest.removeprefix("SHA-256=").rstrip("=")
 
 
 def _update(digest: Any, chunks: list[bytes]) -> None:

@@ -89,6 +89,14 @@ async def test_what_any_client_puts_is_fetched(payloads: Payloads, store: Object
     assert await fetched(payloads, name, tmp_path) == body
 
 
+@pytest.mark.parametrize("name", ["a" * 43, "b" * 44, "in a folder/" + "c" * 43])
+async def test_a_name_of_somebody_else_is_no_digest(payloads: Payloads, store: ObjectStore, tmp_path: Path, name: str) -> None:
+    """However long it is: only names of ours end in what they stand for."""
+    await store.put(name, b"x")
+
+    assert await fetched(payloads, name, tmp_path) == b"x"
+
+
 async def test_reading_leaves_no_consumer_behind(bus: Bus, payloads: Payloads, tmp_path: Path) -> None:
     """A stream takes a thousand of them; each get of an ordinary client leaves one for seconds."""
     name = await put(payloads, os.urandom(MIB))
