@@ -135,6 +135,7 @@ class Intake:
             return
         for puller in inlet.pullers:
             await puller.stop()
+        self._refill(inlet)  # what it asked for is for others now
         await self._listen(inlet, [])
         await self._service.remove_endpoint(subjects.invoke(*key))
 
@@ -183,8 +184,10 @@ class Intake:
         Whose turn it is, the fair queue says. More is asked for only where more is known to wait, and slots are free that no other
         function has asked for.
         """
-        appetite = self._pool.appetite(inlet.function.key, promised=self._promised - inlet.promised)
-        wanted = max(0, min(appetite - len(inlet.unstarted), 1 + inlet.pending))
+        wanted = 0
+        if self._inlets.get(inlet.function.key) is inlet:
+            appetite = self._pool.appetite(inlet.function.key, promised=self._promised - inlet.promised)
+            wanted = max(0, min(appetite - len(inlet.unstarted), 1 + inlet.pending))
         promised = len(inlet.unstarted) + wanted if inlet.unstarted else max(0, wanted - 1)
         self._promised += promised - inlet.promised
         inlet.promised = promised
