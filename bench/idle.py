@@ -69,7 +69,7 @@ def measured(settings: argparse.Namespace) -> list[dict[str, Figure]]:
         names = [f"idle-{number}" for number in range(settings.functions)]
         for name in names:
             measure.function(functions, name, handler=HANDLER, spec=f'[[trigger]]\nsubject = "bench.{name}"\n')
-        node = stack.enter_context(measure.node(functions, state=state))
+        node = stack.enter_context(measure.node(functions, state=state, options=("--environments", "current")))
         uvloop.run(run_each_once(node.url, names))
         return share(node, settings.seconds)
 
