@@ -99,7 +99,7 @@ class Rollout:
         self._unfit: dict[Key, str] = {}  # functions of the folder that were not deployed, and why
         self._known: dict[Key, _Standing] = {}
         self._served: dict[Key, FunctionVersion] = {}
-        self._revision = 0
+        self._bucket, self._revision = "", 0  # which one was read, and how far
         self._declared = False  # whether the streams are there
         # Whether others may have written the subjects of FAAS_EVENTS in the moment in which this node did: the last one wins, so it looks again.
         self._unsure = False
@@ -112,8 +112,7 @@ class Rollout:
     ) -> AsyncIterator[Rollout]:
         """Deploy the folder, serve all that there is, and follow. Raises BusUnavailable."""
         rollout = cls(place, bus, pool=pool, intake=intake, environments=environments, captured=captured)
-        bundle_bytes = BUNDLES_BYTES if place.store_bytes is None else int(place.store_bytes * BUNDLES_SHARE)
-        await rollout._registry.ensure(replicas=place.bus.replicas, bundle_bytes=min(BUNDLES_BYTES, bundle_bytes))
+        await rollout._ensure_buckets()
         hint: Callable[[object], None] = lambda _: rollout._look.set()  # noqa: E731
         subscription = await bus.subscribe(rollout._registry.subjects, hint)
         bus.on_reconnect.append(rollout._look.set)  # what was announced meanwhile was not heard
@@ -129,6 +128,11 @@ class Rollout:
         finally:
             bus.on_reconnect.remove(rollout._look.set)
             await subscription.unsubscribe()
+
+    async def _ensure_buckets(self) -> None:
+        store_bytes = self._place.store_bytes
+        bundle_bytes = BUNDLES_BYTES if store_bytes is None else min(BUNDLES_BYTES, int(store_bytes * BUNDLES_SHARE))
+        await self._registry.ensure(replicas=self._place.bus.replicas, bundle_bytes=bundle_bytes)
 
     # ------------------------------------------------------------ the folder of this node, once
 
@@ -205,9 +209,9 @@ class Rollout:
 
         Raises BusUnavailable.
         """
-        last = await self._registry.last_revision()
-        if last < self._revision:
-            self._revision = 0  # another bucket than before
+        bucket, last = await self._registry.standing()
+        if bucket != self._bucket:
+            self._bucket, self._revision = bucket, 0
         changes = [change async for change in self._registry.changes(self._revision)] if last != self._revision else []
         again = [standing.registration for standing in self._known.values() if standing.may_pass]
         if changes or again or not self._declared:
@@ -312,7 +316,8 @@ class Rollout:
             self._served[function.key] = function
 
     async def declare(self) -> None:
-        """Make the streams of what is served what they must be, once more. Raises BusUnavailable."""
+        """Make the streams of what is served, and the buckets, what they must be, once more. Raises BusUnavailable."""
+        await self._ensure_buckets()
         specs = [function.spec for function in self._served.values()]
         await streams.declare(self._bus, specs, self._place.bus, store_bytes=self._place.store_bytes)
 

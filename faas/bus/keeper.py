@@ -21,6 +21,7 @@ log = structlog.get_logger()
 
 STREAMS = (
     subjects.SCHEDULES, subjects.EVENTS, subjects.OUTCOMES, subjects.USAGE, subjects.DEAD, subjects.LOGS, f"KV_{subjects.CANCELLED}",
+    f"KV_{subjects.REGISTRY}", f"OBJ_{subjects.BUNDLES}",
     f"OBJ_{subjects.PAYLOADS}",
 )  # fmt: skip
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.25, 5.0

@@ -75,10 +75,10 @@ class KeyValue:
             revision = entry.revision
             yield entry
 
-    async def last_revision(self) -> int:
-        """Of the whole bucket; 0 where nothing was ever put, or there is no such bucket."""
+    async def standing(self) -> tuple[str, int]:
+        """Which bucket it is, by when it was made, and its last revision; ("", 0) where there is none. One that was deleted and made again is another."""
         found = await find_stream(self._bus, self._stream)
-        return found.state.last_seq if found is not None else 0
+        return (found.created, found.state.last_seq) if found is not None else ("", 0)
 
     async def put(self, key: str, value: bytes, *, expected: int | None = None) -> int:
         """Its revision. With `expected` a compare-and-swap, 0: there must be none. Raises AlreadyStored where somebody was faster, BusUnavailable."""

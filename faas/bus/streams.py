@@ -49,6 +49,7 @@ class _State(Struct, frozen=True):
 class _StreamSeen(Struct):
     config: _ConfigSeen
     state: _State = _State()
+    created: str = ""
 
 
 class _Names(Struct):

@@ -14,7 +14,7 @@ import structlog
 from msgspec import Struct
 
 from faas import subjects
-from faas.bus.connection import Bus
+from faas.bus.connection import Bus, NoStream
 from faas.bus.keyvalue import KeyValue
 from faas.errors import BusUnavailable, FaasError
 
@@ -55,12 +55,12 @@ class Nodes:
     @asynccontextmanager
     async def announced(self, say: Callable[[], NodeSeen], *, replicas: int) -> AsyncIterator[None]:
         """Be on the list while the block runs; a clean end takes it off at once. Raises BusUnavailable before the block."""
-        await self._entries.ensure(replicas=replicas, max_age_s=LEASE_S)
         name = say().name
+        await self._entries.ensure(replicas=replicas, max_age_s=LEASE_S)
         await self._entries.put(name, msgspec.json.encode(say()))
         try:
             async with asyncio.TaskGroup() as group:
-                beating = group.create_task(self._beat(say))
+                beating = group.create_task(self._beat(say, replicas))
                 try:
                     yield
                 finally:
@@ -69,11 +69,14 @@ class Nodes:
             with suppress(BusUnavailable):  # it goes by itself
                 await self._entries.delete(name)
 
-    async def _beat(self, say: Callable[[], NodeSeen]) -> None:
+    async def _beat(self, say: Callable[[], NodeSeen], replicas: int) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
+            node = say()
             try:
-                node = say()
                 await self._entries.put(node.name, msgspec.json.encode(node))
+            except NoStream:  # somebody has deleted the bucket; the next beat finds it
+                with suppress(FaasError):
+                    await self._entries.ensure(replicas=replicas, max_age_s=LEASE_S)
             except FaasError as error:
                 log.warning("node.not_announced", error=str(error))

@@ -99,9 +99,9 @@ class Registry:
         """Where a change is heard of, as a reason to look."""
         return self._entries.subjects
 
-    async def last_revision(self) -> int:
-        """Grows with every change; 0 where there never was one."""
-        return await self._entries.last_revision()
+    async def standing(self) -> tuple[str, int]:
+        """Which registry it is, one that was deleted is another, and a number that grows with every change."""
+        return await self._entries.standing()
 
     async def changes(self, since: int) -> AsyncIterator[Change]:
         """Every function that has changed after the revision `since`, as it is now; from 0 all there are."""

@@ -190,6 +190,21 @@ async def test_a_broken_function_is_not_deployed_and_the_others_are(node: Node, 
     assert "typo/function.toml: line 1: timeoutt: unknown key" in json.loads(err)["detail"]
 
 
+async def test_buckets_that_somebody_deletes_are_made_again_and_what_is_served_stays(node: Node, tmp_path: Path) -> None:
+    """A slip of an administrator takes no function from its callers; what is deployed next is served as ever."""
+    for bucket in ("KV_FAAS_REGISTRY", "OBJ_FAAS_BUNDLES", "KV_FAAS_NODES"):
+        await node.client.jetstream().delete_stream(bucket)
+    assert (await answer(node, "own"))[0] == b"1"
+    write_function(tmp_path, "afterwards", CODE.format(answer=8))
+    await deploy(node, tmp_path)
+    async with asyncio.timeout(20):
+        while node.info["node"] not in {found["name"] for found in await faas(node, "nodes")}:
+            pass
+
+    assert (await answer(node, "afterwards"))[0] == b"8"
+    assert (await answer(node, "own"))[0] == b"1"
+
+
 # ---------------------------------------------------------------- the folder of a node, at its start
 
 
