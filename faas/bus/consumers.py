@@ -100,10 +100,14 @@ async def _ensure_on(
     draining = []
     for other in [o for o in seen.values() if o.function == wanted.metadata[OWNER] and o.name != wanted.durable_name]:
         # Read again: what came in before the new consumer stood is with the old one alone.
-        if (await bus.api(f"CONSUMER.INFO.{stream}.{other.name}", None, ConsumerSeen)).has_backlog:
-            draining.append(Consumer(stream=stream, name=other.name, ack_wait_s=ack_wait_s, may_repeat=True))
-        else:
-            await bus.api(f"CONSUMER.DELETE.{stream}.{other.name}", None, _Anything)
+        try:
+            if (await bus.api(f"CONSUMER.INFO.{stream}.{other.name}", None, ConsumerSeen)).has_backlog:
+                draining.append(Consumer(stream=stream, name=other.name, ack_wait_s=ack_wait_s, may_repeat=True))
+            else:
+                await bus.api(f"CONSUMER.DELETE.{stream}.{other.name}", None, _Anything)
+        except ApiError as error:
+            if error.number != NO_CONSUMER:  # another node takes up the same change, and was faster
+                raise
     floor = own.ack_floor.stream_seq if own.has_backlog else max(last, own.delivered.stream_seq)
     mine = Consumer(stream=stream, name=own.name, ack_wait_s=ack_wait_s, may_repeat=bool(draining), floor=floor, config=wanted)
     return [mine, *draining]

@@ -181,3 +181,15 @@ def test_all_streams_together_fit_into_what_the_server_may_store() -> None:
     bounds = [stream.max_bytes for stream in declared(["a"], CONFIG, STORE_BYTES) if stream.max_bytes > 0]
 
     assert sum(bounds) <= STORE_BYTES
+
+
+async def test_nodes_take_up_a_changed_trigger_side_by_side(bus: Bus, tenant: str) -> None:
+    """Each finds the old consumer, and one is faster to delete it: the others start all the same."""
+    for subject in (f"{tenant}.before", f"{tenant}.after"):
+        spec = a_function(tenant, "f", subject)
+        await streams.declare(bus, [spec], CONFIG, store_bytes=STORE_BYTES)
+        found = await asyncio.gather(*(consumers.ensure_consumers(bus, [spec], CONFIG) for _ in range(8)))
+
+        assert {consumer.name for each in found for consumer in each[tenant, "f"] if consumer.config is not None} == {
+            found[0][tenant, "f"][0].name
+        }
