@@ -131,7 +131,9 @@ class Follower:
         if self.projection.absent:
             await self.projection.write("", Position(), Rows())  # it may be there again
         there = await replay.extents(self._bus)
-        events = [name for name, one in there.items() if one.consumers and not name.startswith(NO_EVENTS)]
+        # A work queue takes no second reader, and keeps nothing that has ended: what runs of it is known by its outcomes.
+        streams = [name for name, one in there.items() if one.retention == "limits" and not name.startswith(NO_EVENTS)]
+        events = [name for name in streams if there[name].consumers]
         consumers = await self._consumers(events)
         positions = await self.projection.positions()
         outcomes = there.get(subjects.OUTCOMES)

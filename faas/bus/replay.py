@@ -49,6 +49,7 @@ class Extent(Struct, frozen=True, kw_only=True):
     first_ts: str
     messages: int = 0
     consumers: int = 0
+    retention: str = "limits"
 
 
 class Consuming(Struct, frozen=True, kw_only=True):
@@ -80,14 +81,15 @@ class _State(Struct, frozen=True):
     subjects: dict[str, int] | None = None
 
 
-class _Name(Struct, frozen=True):
+class _Settings(Struct, frozen=True):
     name: str = ""
+    retention: str = "limits"
 
 
 class _Info(Struct, frozen=True):
     created: str
     state: _State
-    config: _Name = _Name()
+    config: _Settings = _Settings()
 
 
 class _Streams(Struct, frozen=True):
@@ -147,6 +149,7 @@ async def extents(bus: Bus) -> dict[str, Extent]:
                 first_ts=state.first_ts,
                 messages=state.messages,
                 consumers=state.consumer_count,
+                retention=info.config.retention,
             )
         if not listed or seen >= page.total:
             return found

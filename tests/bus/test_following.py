@@ -140,6 +140,20 @@ async def test_where_an_event_stands_is_told(
     assert (waiting.delivered, waiting.before, taken.delivered, nobody.served) == (False, 0, True, False)
 
 
+async def test_a_work_queue_of_somebody_else_stops_no_reading(case: Case, bus: Bus, tenant: str) -> None:
+    """It takes no second reader of what a function takes already; what is in all other streams is known as ever."""
+    stream = f"QUEUE_{tenant}"
+    await bus.api(f"STREAM.CREATE.{stream}", {"name": stream, "subjects": [f"{tenant}.queue"], "retention": "workqueue"}, dict)
+    config = {"durable_name": "w", "ack_policy": "explicit", "metadata": {"faas-function": f"{tenant}/w"}}
+    await bus.api(f"CONSUMER.CREATE.{stream}.w", {"stream_name": stream, "config": config}, dict)
+    await bus.store(f"{tenant}.queue", b"1")
+    await case.publish()
+
+    assert await case.balance() == (1, 0)
+    assert (tenant, "w") not in case.follower.balance.imbalance
+    await bus.api(f"STREAM.DELETE.{stream}", None, dict)
+
+
 async def test_a_restart_reads_only_what_is_new(bus: Bus, consumer: Consumer, tmp_path: Path, tenant: str) -> None:
     """A node that starts does not read a week of streams again."""
     async with Follower.open(bus, tmp_path / "runs.db") as first:

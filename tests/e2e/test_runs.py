@@ -257,7 +257,7 @@ async def test_an_end_is_explained_by_the_chain_of_its_attempts(node: Node) -> N
 
 async def test_any_node_tells_of_the_runs_of_another_that_is_gone(tmp_path: Path, node: Node) -> None:
     """Nodes come and go; what happened is on the bus."""
-    write_function(tmp_path / "functions", "echo", ECHO)
+    write_function(tmp_path / "functions", "elsewhere", ECHO)
     (tmp_path / "state").mkdir()
     options = ("--nats", node.info["nats"], "--node", "second")
     arguments = [*options, "--functions", str(tmp_path / "functions"), "--state", str(tmp_path / "state"), "--http", "127.0.0.1:0"]
