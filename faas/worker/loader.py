@@ -74,7 +74,7 @@ def _write(message: wire.Load, directory: str) -> str:
     folder = os.path.join(directory, "code", message.version)
     if os.path.isdir(folder):
         return folder
-    unfinished = f"{folder}.{os.getpid()}"
+    unfinished = f"{folder}.{os.urandom(8).hex()}"  # no pid: in namespaces of their own two workers have the same
     for file in message.files:
         parts = file.path.split("/")
         if not all(parts) or any(part in (".", "..") for part in parts):

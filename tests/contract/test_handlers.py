@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import Make, failure_of, invoke_message, load_message, result_of
 
 from faas.pool.worker import Worker
-from faas.worker import wire
+from faas.worker import loader, wire
 
 # ---------------------------------------------------------------- payloads and results
 
@@ -303,3 +305,15 @@ async def test_a_function_of_several_files_imports_and_reads_its_own(spare: Work
 
     assert isinstance(loaded, wire.Loaded), loaded
     assert await result_of(spare, invoke_message()) == [5, "here"]
+
+
+def test_workers_that_load_at_once_find_the_code_whole(tmp_path: Path) -> None:
+    """Each is process 2 of a namespace of its own, so that a folder named by its pid was taken away from below the other."""
+    files = tuple(wire.File(f"part{n}.py", b"#" * 1000) for n in range(20))
+    with ThreadPoolExecutor(4) as threads:
+        for version in range(20):
+            message = wire.Load(
+                function="f", tenant="t", version=f"v{version}", handler="part0:handle", files=files, result_limit_bytes=1000
+            )
+            for folder in threads.map(lambda _, message=message: loader._write(message, str(tmp_path)), range(4)):
+                assert len(list(Path(folder).iterdir())) == 20
