@@ -272,7 +272,7 @@ async def test_a_node_without_a_folder_serves_what_others_deployed(node: Node, t
 
         assert own is not None
         assert own["state"] == "ready"
-        assert "own" in bare.info["functions"]
+        assert "carried" in bare.info["functions"]
         assert {found["name"] for found in await faas(node, "nodes")} == {node.info["node"], bare.info["node"]}
     assert [found["name"] for found in await faas(node, "nodes")] == [node.info["node"]]
 
