@@ -26,7 +26,7 @@ from faas.bus.disk import DiskWatch
 from faas.bus.janitor import Janitor
 from faas.bus.keeper import StreamKeeper
 from faas.bus.letters import Letters
-from faas.bus.logs import LogLine, LogLines, rfc3339
+from faas.bus.logs import LogLines, rfc3339
 from faas.bus.outcomes import Outcomes
 from faas.bus.payloads import Payloads
 from faas.bus.pull import Heartbeats
@@ -57,6 +57,7 @@ from faas.questions import Questions
 from faas.registry.nodes import Nodes, NodeSeen
 from faas.registry.spec import Reading, read_functions
 from faas.rollout import Place, Rollout
+from faas.runs import LogLine
 from faas.statefolder import NodeInfo, node_file, state_folder
 from faas.tally import Tally
 from faas.version import __version__

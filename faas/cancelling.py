@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import structlog
-from msgspec import Struct
 
 from faas import subjects
 from faas.bus import consumers
@@ -26,6 +25,7 @@ from faas.bus.reading import messages_of
 from faas.errors import FaasError
 from faas.identity import invocation_id
 from faas.model import Ended, EventInvalid, FunctionSpec, Outcome, Phases
+from faas.runs import Cancelled
 from faas.unended import Unended
 
 log = structlog.get_logger()
@@ -37,15 +37,6 @@ LOOKED_AT = 100_000
 REQUESTS = "faas.cancel.>"
 HOLDING = "faas.node.any.holds"
 """A question to all nodes."""
-
-
-class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What became of a request to cancel. `known` False: no such invocation waits or runs; `outcome` is how it had ended already."""
-
-    cancelled: bool
-    known: bool = True
-    outcome: str = ""
-    error: str = ""
 
 
 class Cancelling:
@@ -97,27 +88,27 @@ class Cancelling:
     async def _answer(self, message: Message) -> None:
         tokens = message.subject.split(".")
         try:
-            answer = await self.cancel(*tokens[2:]) if len(tokens) == 5 else Answer(cancelled=False, known=False)
+            answer = await self.cancel(*tokens[2:]) if len(tokens) == 5 else Cancelled(cancelled=False, known=False)
         except FaasError as error:
             log.warning("cancel.failed", subject=message.subject, error=str(error))
-            answer = Answer(cancelled=False, error=str(error))
+            answer = Cancelled(cancelled=False, error=str(error))
         if message.reply:
             await self._say(message.reply, msgspec.json.encode(answer))
 
-    async def cancel(self, tenant: str, function: str, invocation: str) -> Answer:
+    async def cancel(self, tenant: str, function: str, invocation: str) -> Cancelled:
         """End an invocation as `cancelled`, unless it has ended. Raises BusUnavailable."""
         held = self._unended.holds(invocation) or await self._held_elsewhere(invocation)
         spec = self.functions((tenant, function))
         for_s = float(spec.limits.queue_timeout_s) if spec is not None else 86_400.0
         if held == "answered":
             await self._cancels.put(invocation, for_s=for_s)
-            return Answer(cancelled=True)
+            return Cancelled(cancelled=True)
         found = await self._outcomes.find(tenant, function, invocation, leader=True)
         if found is not None:
-            return Answer(cancelled=False, outcome=found.outcome)
+            return Cancelled(cancelled=False, outcome=found.outcome)
         tried = await self._outcomes.attempts(tenant, function, invocation, leader=True)
         if not held and not tried.records and not (spec is not None and await self._waits(spec, invocation)):
-            return Answer(cancelled=False, known=False)
+            return Cancelled(cancelled=False, known=False)
         outcome = Outcome(
             invocation_id=invocation,
             tenant=tenant,
@@ -132,9 +123,9 @@ class Cancelling:
         await self._cancels.put(invocation, for_s=for_s)
         if won:
             log.info("invocation.cancelled", invocation_id=invocation, tenant=tenant, function=function)
-            return Answer(cancelled=True)
+            return Cancelled(cancelled=True)
         found = await self._outcomes.find(tenant, function, invocation, leader=True)
-        return Answer(cancelled=False, outcome=found.outcome if found is not None else "")
+        return Cancelled(cancelled=False, outcome=found.outcome if found is not None else "")
 
     async def _held_elsewhere(self, invocation: str) -> str:
         """Whether another node holds it, and how."""

@@ -19,9 +19,9 @@ import nats.errors
 from nats.aio.client import Client as NatsClient
 
 from faas import subjects
-from faas.calling.cancels import Cancelled, cancel, function_of
+from faas.calling.cancels import cancel, function_of
 from faas.calling.connection import PAUSE_S, QUESTION_S, Connection, open_connection
-from faas.calling.flows import LogLine, in_order, items_of, lines_of
+from faas.calling.flows import in_order, items_of, lines_of
 from faas.calling.history import RunInFull, Why, in_full, moment_of, told
 from faas.calling.letters import Letter, Which, letters, redrive, remove
 from faas.calling.outcomes import listening, outcomes_of
@@ -29,7 +29,7 @@ from faas.calling.payloads import CALL_KEPT_S, carried, fetched, send, store
 from faas.envelope import Outgoing, Published, Reply, Ticket, completed, encode, outgoing
 from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
 from faas.model import NAME_PATTERN, OUTCOME_OF_REASON, FunctionReport
-from faas.runs import RUNS_LIMIT, Filter, Run
+from faas.runs import RUNS_LIMIT, Cancelled, Filter, LogLine, Run
 from faas.units import Duration
 
 ANSWER_S = 3600.0

@@ -1,4 +1,4 @@
-"""What is told of invocations: the questions that nodes answer about them, and the answers. Pure data; knows no bus, no database and no clock.
+"""What is told of invocations: questions that nodes answer about them, the answers, and the lines that functions log. Pure data; knows no bus, no database and no clock.
 
 Moments are milliseconds since the epoch, 0 where there is none yet. A field that an older or newer node does not know is left at its default.
 """
@@ -132,3 +132,28 @@ class Holding(Struct, frozen=True, kw_only=True, omit_defaults=True):
     node: str
     held: Held | None = None
     ending: bool = False  # its end is being written
+
+
+class LogLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of a function. `time` is RFC 3339 with microseconds, UTC; `stream` stdout, stderr, log or progress; `fraction` that of a progress."""
+
+    time: str
+    level: str
+    stream: str
+    message: str
+    invocation: str
+    attempt: int
+    logger: str = ""
+    fraction: float | None = None
+
+
+class Cancelled(Struct, frozen=True, kw_only=True):
+    """What became of a request to cancel: `cancelled` says whether it won; `outcome` is how the invocation had ended already.
+
+    `known` False: no such invocation waits or runs.
+    """
+
+    cancelled: bool
+    known: bool = True
+    outcome: str = ""
+    error: str = ""

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 
 import msgspec
 import structlog
-from msgspec import Struct
 
 from faas import subjects
 from faas.bus.connection import Bus
 from faas.errors import FaasError
+from faas.runs import LogLine
 
 log = structlog.get_logger()
 
@@ -26,19 +26,6 @@ MESSAGE_BYTES = 64 * 1024
 WAITING_BYTES = 8 * 2**20
 NO_INVOCATION = "-"
 """In place of an invocation, for a load that no event waits for."""
-
-
-class LogLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line as the bus has it. `time` is RFC 3339 with microseconds, UTC; `level` lower case; `fraction` that of a progress."""
-
-    time: str
-    level: str
-    stream: str
-    message: str
-    invocation: str
-    attempt: int
-    logger: str = ""
-    fraction: float | None = None
 
 
 _encode = msgspec.json.Encoder().encode

@@ -16,6 +16,7 @@ import structlog
 from faas import subjects
 from faas.bus import streams
 from faas.bus.connection import Bus, encode_head
+from faas.bus.outcomes import HEAD_LIMIT_BYTES
 from faas.errors import BusUnavailable, MessageTooLarge
 from faas.model import Due
 
@@ -28,7 +29,6 @@ DUE_TTL = "1h"
 SCHEDULES_LIMIT = 100_000
 """So many may wait; beyond, deliveries are held instead, since each waiting one costs the server memory."""
 LOOK_EVERY = 256
-HEAD_LIMIT_BYTES = 65_000
 _INVOCATION = re.compile(r"[a-z2-7]{26}")
 _OWN = (
     "Faas-Invocation", "Faas-Attempt", "Faas-First-Seen", "Faas-Event-Id", "Faas-Event-Source", "Faas-Subject", "Faas-Msg-Id", "Faas-Redrive-Of",

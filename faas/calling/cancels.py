@@ -9,21 +9,10 @@ from msgspec import Struct
 from faas import subjects
 from faas.calling.connection import Connection
 from faas.errors import BusUnavailable
+from faas.runs import Cancelled
 
 ANSWER_S = 30.0
 """A node may look through a hundred thousand waiting events first."""
-
-
-class Cancelled(Struct, frozen=True, kw_only=True):
-    """What became of a request to cancel: `cancelled` says whether it won; `outcome` is how the invocation had ended already.
-
-    `known` False: no such invocation waits or runs.
-    """
-
-    cancelled: bool
-    known: bool = True
-    outcome: str = ""
-    error: str = ""
 
 
 class _State(Struct, frozen=True):

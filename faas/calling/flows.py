@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import nats.errors
 import nats.js.errors
-from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DeliverPolicy
 
@@ -26,6 +25,7 @@ from faas.calling.connection import PAUSE_S, Connection
 from faas.calling.payloads import fetched
 from faas.envelope import Reply, check_size, decode_body
 from faas.errors import BusUnavailable, ConfigInvalid
+from faas.runs import LogLine
 from faas.worker.wire import CHUNK_LIMIT_BYTES
 
 IN_FLIGHT_LIMIT = 4096
@@ -40,19 +40,6 @@ class Item:
     """One item of a stream, decoded."""
 
     value: Any
-
-
-class LogLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of a function. `time` is RFC 3339 with microseconds, UTC; `stream` stdout, stderr, log or progress; `fraction` that of a progress."""
-
-    time: str
-    level: str = "info"
-    stream: str = ""
-    message: str = ""
-    invocation: str = ""
-    attempt: int = 0
-    logger: str = ""
-    fraction: float | None = None
 
 
 # ---------------------------------------------------------------- items of a stream

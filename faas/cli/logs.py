@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from faas.cli.options import Json, Where
 
 if TYPE_CHECKING:
-    from faas.calling.flows import LogLine
+    from faas.runs import LogLine
 
 
 @Parameter(name="*")

@@ -14,9 +14,8 @@ from faas.cli.options import Json, Where, console, print_json
 from faas.units import format_cost, format_duration, format_size
 
 if TYPE_CHECKING:
-    from faas.calling.flows import LogLine
     from faas.calling.history import RunInFull, Why
-    from faas.runs import Run, Try
+    from faas.runs import LogLine, Run, Try
 
 LINES = 1000
 """Of its log, in one run: `faas logs` has all."""

@@ -46,7 +46,7 @@ async def test_a_function_with_nothing_waiting_asks_for_one_event_at_a_time(tmp_
     assert set(batches) == {1}
 
 
-async def test_floods_of_several_functions_take_no_more_than_slots_and_one_head_each(tmp_path: Path) -> None:
+async def test_floods_of_several_functions_take_no_more_than_slots_and_a_head_or_two_each(tmp_path: Path) -> None:
     """All of them see the same free slots; what each takes for them is what the others may not."""
     for name in NAMES:
         spec = f'[[trigger]]\nsubject = "permits.{name}"\n[scale]\nmax_workers = 8\n'
@@ -69,4 +69,5 @@ async def test_floods_of_several_functions_take_no_more_than_slots_and_one_head_
         for name in NAMES:
             assert end(await node.outcome(f"{name}-3")) == ("succeeded", "")
 
-    assert max(held) <= SLOTS + len(NAMES) + 1  # one more is held now and then, in some runs of two; why is not known yet
+    # What the first to show its head asked for, before the others showed theirs and took slots, waits here too.
+    assert max(held) <= SLOTS + 2 * (len(NAMES) - 1)
