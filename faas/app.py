@@ -44,7 +44,7 @@ from faas.errors import only
 from faas.gateway.health import HealthServer
 from faas.gateway.metrics import exposition
 from faas.intake import Drained, Intake
-from faas.model import FunctionReport, FunctionSpec, RuntimeProfile
+from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
 from faas.pool.large import LargeBodies
 from faas.pool.metering import Billing
@@ -202,7 +202,7 @@ class _Node:
             cancelling = await stack.enter_async_context(Cancelling.open(bus, outcomes, dispatcher.unended))
             node = cls(config, bus, environments=environments, pool=pool, intake=intake, questions=questions, captured=captured)
             node._cancelling = cancelling
-            cancelling.functions = node._spec
+            cancelling.functions = node._function
             node._not_enforced = tuple(sorted({"memory", "cpus", "pids"} - backend.enforced))
             yield node
 
@@ -264,8 +264,8 @@ class _Node:
             functions=rollout.served,
         )
 
-    def _spec(self, key: tuple[str, str]) -> FunctionSpec | None:
-        return self._rollout.spec(key) if self._rollout is not None else None
+    def _function(self, key: tuple[str, str]) -> FunctionVersion | None:
+        return self._rollout.function(key) if self._rollout is not None else None
 
     @property
     def absent(self) -> str:

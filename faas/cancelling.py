@@ -15,23 +15,25 @@ from contextlib import asynccontextmanager
 import msgspec
 import structlog
 
-from faas import subjects
 from faas.bus import consumers
 from faas.bus.cancels import Cancels
 from faas.bus.cloudevents import decode
 from faas.bus.connection import Bus, Message
 from faas.bus.outcomes import Outcomes
 from faas.bus.reading import messages_of
+from faas.bus.schedules import due_of
 from faas.errors import FaasError
 from faas.identity import invocation_id
-from faas.model import Ended, EventInvalid, FunctionSpec, Outcome, Phases
+from faas.model import Ended, EventInvalid, FunctionSpec, FunctionVersion, Outcome, Phases
 from faas.runs import Cancelled
-from faas.unended import Unended
+from faas.unended import Held, Unended
 
 log = structlog.get_logger()
 
 ASK_S = 0.3
 """For other nodes to say that they hold it; one that holds it answers at once."""
+UNKNOWN_S = 86_400.0
+"""How long a cancel matters of a function that this node does not serve: its queue timeout is not known here."""
 LOOKED_AT = 100_000
 """Of a function's waiting events so many are looked through for one that no node holds."""
 REQUESTS = "faas.cancel.>"
@@ -46,7 +48,7 @@ class Cancelling:
         self._bus, self._outcomes, self._unended, self._group = bus, outcomes, unended, group
         self._cancels = Cancels(bus, lambda invocation, until: unended.cancel(invocation, until=until))
         self._tasks: set[asyncio.Task[None]] = set()
-        self.functions: Callable[[tuple[str, str]], FunctionSpec | None] = lambda key: None
+        self.functions: Callable[[tuple[str, str]], FunctionVersion | None] = lambda key: None
 
     @classmethod
     @asynccontextmanager
@@ -73,8 +75,8 @@ class Cancelling:
 
     def _asked(self, message: Message) -> None:
         held = self._unended.holds(message.data.decode("utf-8", "replace"))
-        if held and message.reply:
-            self._start(self._say(message.reply, held.encode()))
+        if held is not None and message.reply:
+            self._start(self._say(message.reply, msgspec.json.encode(held)))
 
     def _requested(self, message: Message) -> None:
         self._start(self._answer(message))
@@ -98,23 +100,26 @@ class Cancelling:
     async def cancel(self, tenant: str, function: str, invocation: str) -> Cancelled:
         """End an invocation as `cancelled`, unless it has ended. Raises BusUnavailable."""
         held = self._unended.holds(invocation) or await self._held_elsewhere(invocation)
-        spec = self.functions((tenant, function))
-        for_s = float(spec.limits.queue_timeout_s) if spec is not None else 86_400.0
-        if held == "answered":
+        served = self.functions((tenant, function))
+        for_s = float(served.spec.limits.queue_timeout_s) if served is not None else UNKNOWN_S
+        if held is not None and not held.durable:
             await self._cancels.put(invocation, for_s=for_s)
             return Cancelled(cancelled=True)
         found = await self._outcomes.find(tenant, function, invocation, leader=True)
         if found is not None:
             return Cancelled(cancelled=False, outcome=found.outcome)
         tried = await self._outcomes.attempts(tenant, function, invocation, leader=True)
-        if not held and not tried.records and not (spec is not None and await self._waits(spec, invocation)):
+        event_id = held.event_id if held is not None else tried.event_id
+        if not event_id and served is not None:
+            event_id = await self._waits(served.spec, invocation)
+        if not event_id:
             return Cancelled(cancelled=False, known=False)
         outcome = Outcome(
             invocation_id=invocation,
             tenant=tenant,
             function=function,
-            version="",
-            event_id="",
+            version=held.version if held is not None else served.version if served is not None else "",
+            event_id=event_id,
             attempt=len(tried.records),
             ended=Ended(reason="cancelled", detail="somebody cancelled it"),
             phases=Phases(),
@@ -127,42 +132,43 @@ class Cancelling:
         found = await self._outcomes.find(tenant, function, invocation, leader=True)
         return Cancelled(cancelled=False, outcome=found.outcome if found is not None else "")
 
-    async def _held_elsewhere(self, invocation: str) -> str:
-        """Whether another node holds it, and how."""
+    async def _held_elsewhere(self, invocation: str) -> Held | None:
+        """What another node says that holds it."""
         heard: asyncio.Queue[bytes] = asyncio.Queue()
         inbox = self._bus.new_inbox()
         subscription = await self._bus.subscribe(inbox, lambda message: heard.put_nowait(message.data))
         try:
             await self._bus.publish(HOLDING, invocation.encode(), reply=inbox)
             async with asyncio.timeout(ASK_S):
-                return (await heard.get()).decode()
-        except TimeoutError:
-            return ""
+                return msgspec.json.decode(await heard.get(), type=Held)
+        except (TimeoutError, msgspec.DecodeError):
+            return None
         finally:
             await subscription.unsubscribe()
 
-    async def _waits(self, spec: FunctionSpec, invocation: str) -> bool:
-        """Whether it is among the events that wait in a stream for the function. At most LOOKED_AT are looked through."""
+    async def _waits(self, spec: FunctionSpec, invocation: str) -> str:
+        """The id of its event where that is among those that wait in a stream for the function, else "". At most LOOKED_AT are looked through."""
         left = LOOKED_AT
-        for subject, after in await consumers.unsettled(self._bus, spec):
-            async for message in messages_of(self._bus, subjects.EVENTS, subject, after=after, limit=left):
+        for stream, subject, after in await consumers.unsettled(self._bus, spec):
+            async for message in messages_of(self._bus, stream, subject, after=after, limit=left):
                 left -= 1
-                if _is(message.headers, message.data, spec, invocation=invocation, place=(subjects.EVENTS, message.sequence)):
-                    return True
-        return False
+                found, event_id = _identity(message.headers, message.data, spec, place=(stream, message.sequence))
+                if found == invocation:
+                    return event_id
+        return ""
 
 
-def _is(headers: dict[str, str], data: bytes, spec: FunctionSpec, *, invocation: str, place: tuple[str, int]) -> bool:
-    """Whether a stored event is this invocation of a function."""
-    if headers.get("Faas-Invocation") == invocation and "Faas-First-Seen" in headers:
-        return True
+def _identity(headers: dict[str, str], data: bytes, spec: FunctionSpec, *, place: tuple[str, int]) -> tuple[str, str]:
+    """(invocation, event id) that a stored event is for a function; empty where it cannot be decoded."""
+    if "Faas-First-Seen" in headers and (due := due_of(headers)) is not None:
+        return due.invocation, due.event_id
     stamp = headers.get("Nats-Time-Stamp", "")
     own = {name: value for name, value in headers.items() if name not in _PLACE}
     decoded = decode(own, data, source=place[0], event_id=f"{place[1]}.{_ns(stamp)}")
     if isinstance(decoded, EventInvalid):
-        return False
+        return "", ""
     event, _ = decoded
-    return invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id) == invocation
+    return invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id), event.id
 
 
 _PLACE = frozenset(

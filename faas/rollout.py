@@ -23,7 +23,7 @@ from faas.bus.listing import owner
 from faas.config import BusConfig
 from faas.errors import BusUnavailable, DeployRefused, FaasError
 from faas.intake import Intake
-from faas.model import FunctionReport, FunctionSpec, FunctionVersion, RuntimeProfile
+from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.pool import WorkerPool
 from faas.registry.declared import in_effect
 from faas.registry.packing import unpack
@@ -323,10 +323,9 @@ class Rollout:
 
     # ------------------------------------------------------------ what there is to say
 
-    def spec(self, key: Key) -> FunctionSpec | None:
-        """The declaration of a function as it is served here."""
-        function = self._served.get(key)
-        return function.spec if function is not None else None
+    def function(self, key: Key) -> FunctionVersion | None:
+        """A function as it is served here."""
+        return self._served.get(key)
 
     @property
     def served(self) -> tuple[str, ...]:

@@ -7,12 +7,21 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+
+from msgspec import Struct
 
 from faas.invocation import Invocation
 
 CANCELLED_LIMIT = 10_000
 """So many are remembered before those are forgotten whose events have expired."""
+
+
+class Held(Struct, frozen=True, kw_only=True):
+    """An invocation that some node has and that has not ended. `durable`: its end will be stored."""
+
+    durable: bool
+    event_id: str
+    version: str
 
 
 @dataclass(slots=True, eq=False)
@@ -49,10 +58,12 @@ class Unended:
         """It has ended."""
         del self._here[invocation.id]
 
-    def holds(self, invocation: str) -> Literal["", "durable", "answered"]:
-        """Whether it has not ended on this node, and what becomes of its end."""
+    def holds(self, invocation: str) -> Held | None:
+        """What another node has to know of one that has not ended on this node."""
         here = self._here.get(invocation)
-        return "" if here is None else "durable" if here.durable else "answered"
+        if here is None:
+            return None
+        return Held(durable=here.durable, event_id=here.invocation.event.id, version=here.invocation.function.version)
 
     def find(self, invocation: str) -> Invocation | None:
         """What has not ended on this node, by its id."""

@@ -161,11 +161,14 @@ async def _write_consumer(bus: Bus, stream: str, config: Mapping[str, object]) -
         raise BusUnavailable(f"the consumer {config['durable_name']} cannot be made as it must be: {error.description}") from error
 
 
-async def unsettled(bus: Bus, spec: FunctionSpec) -> list[tuple[str, int]]:
-    """Where events of a function may still wait in FAAS_EVENTS: subjects, and behind which sequence of the stream."""
+async def unsettled(bus: Bus, spec: FunctionSpec) -> list[tuple[str, str, int]]:
+    """Where events of a function may still wait: streams, subjects, and behind which sequence of the stream."""
     whose = owner(spec.tenant, spec.name)
-    own = [consumer for consumer in (await consumers_of(bus, subjects.EVENTS)).values() if consumer.function == whose]
-    return [(subject, consumer.ack_floor.stream_seq) for consumer in own for subject in consumer.filters]
+    found = []
+    for stream in dict.fromkeys([subjects.EVENTS, *(trigger.stream for trigger in spec.triggers if trigger.stream)]):
+        own = [consumer for consumer in (await consumers_of(bus, stream)).values() if consumer.function == whose]
+        found += [(stream, subject, consumer.ack_floor.stream_seq) for consumer in own for subject in consumer.filters]
+    return found
 
 
 async def waiting_for(bus: Bus, tenant: str, name: str, *, borrowed: Iterable[str] = ()) -> int:

@@ -69,10 +69,11 @@ class StoredOutcome(Struct, frozen=True, kw_only=True):
 
 
 class StoredAttempts(Struct, frozen=True, kw_only=True):
-    """The usage records of the attempts so far, and the sequence that guards the next store (0: none is stored)."""
+    """The usage records of the attempts so far, and the sequence that guards the next store (0: none is stored). `event_id` as the header has it."""
 
     sequence: int = 0
     records: tuple[bytes, ...] = ()
+    event_id: str = ""
 
 
 def split_records(array: bytes) -> tuple[bytes, ...]:
@@ -207,7 +208,10 @@ class Outcomes:
         """The records of attempts that ended without a terminal outcome; `leader` as in `find`."""
         subject = subjects.attempt(tenant, function, invocation_id)
         found = await (self._bus.last_stored(subjects.OUTCOMES, subject) if leader else self._bus.last_direct(subjects.OUTCOMES, subject))
-        return StoredAttempts() if found is None else StoredAttempts(sequence=found.sequence, records=split_records(found.data))
+        if found is None:
+            return StoredAttempts()
+        event_id = (found.headers or {}).get("Faas-Event-Id", "")
+        return StoredAttempts(sequence=found.sequence, records=split_records(found.data), event_id=event_id)
 
     async def store_attempts(self, outcome: Outcome, records: tuple[bytes, ...], *, after: int) -> bool:
         """Store the records so far of an invocation that is tried again, guarded by the sequence of the last such store. False: another was faster."""

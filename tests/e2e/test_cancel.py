@@ -78,7 +78,7 @@ async def test_what_runs_is_cancelled_and_its_worker_is_free(node: Node, client:
 @pytest.mark.parametrize("function", ["again", "soon"])
 async def test_what_waits_in_a_back_off_is_cancelled_and_runs_no_more(node: Node, client: Client, function: str) -> None:
     """A schedule cannot be asked; when it is due, the outcome is found."""
-    ticket = await client.submit(function, 1)
+    ticket = await client.submit(function, 1, id=f"{function}-é")
     while not await node.count("FAAS_OUTCOMES", f"faas.attempt.default.{function}.{ticket.invocation}"):
         pass
     answer = await client.cancel(ticket.invocation)  # by its id alone
@@ -86,6 +86,8 @@ async def test_what_waits_in_a_back_off_is_cancelled_and_runs_no_more(node: Node
 
     assert answer.cancelled
     assert reply.outcome == "cancelled"
+    assert reply.headers["Faas-Event-Id"] == f"{function}-%C3%A9"
+    assert reply.headers["Faas-Version"]
     assert [record["attempt"] for record in json.loads(reply.headers["Faas-Usage"])] == [1]
 
 
@@ -93,13 +95,15 @@ async def test_what_waits_for_a_worker_is_cancelled_and_never_starts(node: Node,
     """On the node's queue behind another; and in the stream behind that."""
     blocker = await client.submit("one", 2.0)
     await began(client, "one", blocker.invocation)
-    waiting = [await client.submit("one", 0.0) for _ in range(40)]
+    waiting = [await client.submit("one", 0.0, id=f"one-{n}") for n in range(40)]
     answers = [await client.cancel(waiting[0]), await client.cancel(waiting[-1].invocation)]
     outcomes = [await client.outcome(ticket) for ticket in (waiting[0], waiting[-1], blocker, waiting[1])]
 
     assert all(answer.cancelled for answer in answers)
     assert [reply.outcome for reply in outcomes] == ["cancelled", "cancelled", "succeeded", "succeeded"]
     assert outcomes[0].headers["Faas-Attempt"] == "0"
+    assert [reply.headers["Faas-Event-Id"] for reply in outcomes[:2]] == ["one-0", "one-39"]
+    assert all(reply.headers["Faas-Version"] for reply in outcomes)
     records = [record for message in await node.stored("FAAS_USAGE", "faas.usage.default.one") for record in json.loads(message.data)]
     assert not [record for record in records if record["invocation_id"] in (waiting[0].invocation, waiting[-1].invocation)]
 
