@@ -179,7 +179,9 @@ class Objects:
         async with self._transport.listening() as (inbox, heard):
 
             async def ask() -> None:
-                with suppress(BusUnavailable):  # away in this moment: a question that nobody heard is asked again, like one without an answer
+                with suppress(
+                    BusUnavailable
+                ):  # away in this moment: a question that nobody heard is asked again, like one without an answer
                     await self._transport.say(f"$JS.API.DIRECT.GET.{self._stream}", reading.request(), inbox)
 
             asked = 1

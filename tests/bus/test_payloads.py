@@ -225,6 +225,7 @@ async def test_a_server_with_a_small_limit_gets_small_chunks(tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(40)
+@pytest.mark.timeout(30)  # two restarts, and answers that are awaited for three seconds each
 async def test_a_server_that_is_killed_meanwhile_costs_a_second_try_at_most(tmp_path: Path) -> None:
     """What was stored half leaves nothing, and what is read goes on where it was."""
     body = os.urandom(MIB) * 32
