@@ -38,7 +38,7 @@ async def test_every_accepted_event_is_settled_by_the_balance_too_after_a_node_a
     """By the projection of a node that started after all of it: nothing open, nothing lost, each event one run with one end."""
     await world.node("a")
     publishing = asyncio.ensure_future(world.publish(60))
-    await asyncio.sleep(0.4)
+    await world.under_way(20)
     await world.kill("a")
     await world.kill_server()
     await world.node("a")

@@ -39,11 +39,11 @@ async def check(world: World, *, within_s: float = 30.0) -> None:
 async def test_f01_a_worker_killed_in_mid_invocation_is_replaced_and_its_event_ends_once(world: World) -> None:
     """`kill -9` of one worker costs one attempt of one invocation."""
     await world.node("a")
-    publishing = asyncio.ensure_future(world.publish(60, ["slow", "quick"]))
+    publishing = asyncio.ensure_future(world.publish(120, ["slow", "quick"]))
     killed = 0
     while killed < 4:
         killed += world.kill_worker("a")
-        await asyncio.sleep(0.1)
+        await world.under_way(6)
     await publishing
 
     await check(world)
@@ -54,7 +54,7 @@ async def test_f03_what_a_killed_node_ran_ends_on_another(world: World) -> None:
     await world.node("a")
     await world.node("b")
     publishing = asyncio.ensure_future(world.publish(80, ["slow", "quick", "flaky"]))
-    await asyncio.sleep(0.5)
+    await world.under_way(20)
     await world.kill("a")
     await publishing
 
@@ -81,7 +81,7 @@ async def test_f05_a_drained_node_loses_nothing_and_exits_clean(world: World) ->
     await world.node("a")
     await world.node("b")
     publishing = asyncio.ensure_future(world.publish(60, ["slow", "quick"]))
-    await asyncio.sleep(0.3)
+    await world.under_way(20)
     await world.kill("a", signal.SIGTERM)
     process = world.nodes["a"].process
     assert process is not None
@@ -95,7 +95,7 @@ async def test_f06_a_node_frozen_past_its_lease_publishes_nothing_when_it_wakes(
     """Another has its events by then; what it says comes too late, and the guard refuses a second outcome."""
     await world.node("a")
     publishing = asyncio.ensure_future(world.publish(40, ["slow", "quick"]))
-    await asyncio.sleep(0.4)
+    await world.under_way(20)
     process = world.nodes["a"].process
     assert process is not None
     process.send_signal(signal.SIGSTOP)
@@ -112,7 +112,7 @@ async def test_a_server_that_goes_away_costs_nothing(world: World, how: signal.S
     """Pulls resume, and what was acknowledged is there."""
     await world.node("a")
     publishing = asyncio.ensure_future(world.publish(60))
-    await asyncio.sleep(0.5)
+    await world.under_way(20)
     await world.kill_server(how)
     await publishing
 
@@ -123,7 +123,7 @@ async def test_f09_a_frozen_server_is_asked_again(world: World) -> None:
     """Missed heartbeats, then a new pull on the same inbox; nothing is dropped."""
     await world.node("a")
     publishing = asyncio.ensure_future(world.publish(40, ["slow", "quick"]))
-    await asyncio.sleep(0.3)
+    await world.under_way(20)
     await world.freeze_server(8.0)
     await publishing
 

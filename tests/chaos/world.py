@@ -83,6 +83,7 @@ class World:
     accepted: dict[str, tuple[str, int]] = field(default_factory=dict)  # event id -> function, value
     outcomes: dict[str, list[float]] = field(default_factory=dict)  # event id -> when each was heard
     url: str = ""
+    _accepting: asyncio.Condition = field(default_factory=asyncio.Condition)
     left: list[str] = field(default_factory=list)  # processes that its nodes left behind
     _server: asyncio.subprocess.Process | None = None
     _client: Client | None = None
@@ -267,7 +268,15 @@ class World:
                 except (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError):
                     await asyncio.sleep(0.1)  # not acknowledged: the same id again
             self.accepted[id] = (function, value)
+            async with self._accepting:
+                self._accepting.notify_all()
             await asyncio.sleep(self.random.uniform(0, 0.02))  # over a while, so that faults fall among them
+
+    async def under_way(self, events: int) -> None:
+        """Wait until so many more events than now are accepted: a fault then falls among those that run."""
+        wanted = len(self.accepted) + events
+        async with self._accepting:
+            await self._accepting.wait_for(lambda: len(self.accepted) >= wanted)
 
     async def settle(self, within_s: float) -> None:
         """Wait until every accepted event has an outcome in the stream, or the time is up."""
