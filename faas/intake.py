@@ -197,6 +197,9 @@ class Intake:
     # ------------------------------------------------------------ synchronous and at-most-once
 
     def _request(self, inlet: _Inlet, message: Message) -> None:
+        if not message.reply:
+            self._take(inlet, message)  # a publish: nobody waits for it
+            return
         if inlet.answering >= ANSWERS_WAITING:
             self._start(self._bus.publish(message.reply, b"", head=_UNAVAILABLE))
             return
