@@ -216,14 +216,17 @@ class Rollout:
         again = [standing.registration for standing in self._known.values() if standing.may_pass]
         if changes or again or not self._declared:
             await self._take_up(changes, again)
-            self._revision = max((change.revision for change in changes), default=self._revision)
             self._unsure = self._unsure or bool(changes)
+        self._revision = max([last, *(change.revision for change in changes)])
         return bool(changes)
 
     async def _take_up(self, changes: Sequence[Change], again: Iterable[Registration]) -> None:
         wanted = {registration.key: registration for registration in again}
         left = False
-        for key, registration, _ in map(msgspec.structs.astuple, changes):
+        for change in changes:
+            if not change.readable:
+                continue  # written by a later version, or by hand: what is served stays, and what waits for it
+            key, registration = change.key, change.registration
             wanted.pop(key, None)
             if registration is None or registration.withdrawn:
                 left |= await self._leave(key, registration)

@@ -52,7 +52,9 @@ class Letters:
             "Faas-Detail": detail[:DETAIL_CHARACTERS].encode("ascii", "backslashreplace").decode(),
         }
         own = [*((name, value) for name, value in why.items() if value), ("Nats-Msg-Id", letter_id)]
-        ours = {name.lower() for name, _ in own}
+        ours = {
+            name.lower() for name in (*why, BODY_BYTES)
+        }  # also where there is nothing to say: an event may have such headers of its own
         kept = [(name, value) for name, value in event_head(delivery.headers) if name.lower() not in ours]
         while kept and len(encode_head([*kept, *own])) > HEAD_LIMIT_BYTES:
             kept.remove(max(kept, key=lambda pair: len(pair[1])))  # with ours beside them they are more than a stream takes

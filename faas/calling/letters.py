@@ -13,7 +13,7 @@ from msgspec import Struct
 from nats.aio.msg import Msg
 
 from faas import subjects
-from faas.calling.connection import Connection
+from faas.calling.connection import CONNECT_S, Connection
 from faas.calling.flows import messages_of
 from faas.envelope import redriven
 from faas.errors import BusUnavailable, ConfigInvalid, FaasError
@@ -47,6 +47,11 @@ class Letter(Struct, frozen=True, kw_only=True, omit_defaults=True):
     body_lost_bytes: int = 0  # of an event that was stored at the limit of the bus
 
 
+class _Names(Struct, frozen=True):
+    total: int = 0
+    consumers: tuple[str, ...] | None = ()
+
+
 class Which(Struct, frozen=True, kw_only=True):
     """Which letters are meant: all of a function, or of every one; those of these invocations; those of a time range, in seconds before now."""
 
@@ -71,7 +76,7 @@ async def letters(connection: Connection, which: Which) -> AsyncIterator[Letter]
 async def redrive(connection: Connection, letter: Letter) -> str:
     """Have the event of a letter run again, as a new invocation whose age starts now; returns its id. The letter goes once that is stored.
 
-    The same letter again, after a crash in between, is the same invocation. Raises ConfigInvalid for a letter that cannot be redriven.
+    The same letter again, after a crash in between, is the same invocation. Raises ConfigInvalid for a letter that cannot be redriven: it stays.
     """
     if letter.reason in REASONS_THAT_STAY:
         raise ConfigInvalid(f"{letter.invocation}: {REASONS_THAT_STAY[letter.reason]}")
@@ -79,12 +84,34 @@ async def redrive(connection: Connection, letter: Letter) -> str:
         raise ConfigInvalid(
             f"{letter.invocation}: its body of {letter.body_lost_bytes} bytes was at the limit of the bus and is not in the letter"
         )
+    if not await _taken(connection, letter):
+        raise ConfigInvalid(
+            f"{letter.invocation}: nothing takes events of {letter.function} any more; `faas deploy` it, then redrive the letter"
+        )
     invocation, head = redriven(
         letter.tenant, letter.function, letter.headers, invocation=letter.invocation, sequence=letter.sequence, now=time.time()
     )
     await connection.store(subjects.due(letter.tenant, letter.function), letter.body, head)
     await remove(connection, letter)
     return invocation
+
+
+async def _taken(connection: Connection, letter: Letter) -> bool:
+    """Whether a function has a consumer, also one that is withdrawn and may come back: an event that nobody takes would end without a word."""
+    offset, total, own = 0, 1, f"{letter.tenant}-{letter.function}-"
+    while offset < total:
+        try:
+            message = await connection.ask(
+                f"$JS.API.CONSUMER.NAMES.{subjects.EVENTS}", msgspec.json.encode({"offset": offset}), {}, wait_s=CONNECT_S
+            )
+        except (TimeoutError, nats.errors.NoRespondersError) as error:
+            raise BusUnavailable(f"no stream {subjects.EVENTS} on this bus; is a node running?") from error
+        page = msgspec.json.decode(message.data, type=_Names)
+        names = page.consumers or ()
+        if any(name.rpartition("-")[0] + "-" == own for name in names):
+            return True
+        offset, total = offset + len(names), page.total if names else 0
+    return False
 
 
 async def remove(connection: Connection, letter: Letter) -> None:
@@ -122,7 +149,7 @@ def _letter(message: Msg) -> Letter:
         redrive_of=head.get("Faas-Redrive-Of", ""),
         headers=head,
         body=message.data,
-        body_lost_bytes=int(head.get("Faas-Body-Bytes", "0")),
+        body_lost_bytes=int(lost) if (lost := head.get("Faas-Body-Bytes", "")).isdecimal() and len(lost) < 18 else 0,
     )
 
 

@@ -70,11 +70,15 @@ class Registration(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Change(Struct, frozen=True):
-    """A function whose registration is another now; None: it was removed. `revision` is what to go on reading from."""
+    """A function whose registration is another now; None: it was removed, or is not `readable`, and then nothing is known of it.
+
+    `revision` is what to go on reading from.
+    """
 
     key: Key
     registration: Registration | None
     revision: int
+    readable: bool = True
 
 
 class Registry:
@@ -108,7 +112,8 @@ class Registry:
         async for entry in self._entries.since(since):
             key = _key(entry.key)
             if key is not None:
-                yield Change(key, _registration(entry), entry.revision)
+                registration = _registration(entry)
+                yield Change(key, registration, entry.revision, readable=entry.deleted or registration is not None)
 
     async def registrations(self) -> list[Registration]:
         """All that there are, the withdrawn ones too, by tenant and name."""

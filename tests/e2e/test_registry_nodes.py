@@ -146,6 +146,19 @@ async def test_a_purged_function_leaves_nothing_that_waits(node: Node, tmp_path:
     assert (await node.event("registry.purged", b"0", id="purged-1")).data == b"5"
 
 
+async def test_a_registration_that_a_node_cannot_read_costs_nothing_that_waits(node: Node, tmp_path: Path) -> None:
+    """A newer node may write what an older one cannot read, and a hand may slip: what it serves it goes on serving, and drops no backlog."""
+    write_function(tmp_path, "unread", CODE.format(answer=5), '[[trigger]]\nsubject = "registry.unread"\n')
+    await deploy(node, tmp_path)
+    bucket = await node.client.jetstream().key_value("FAAS_REGISTRY")
+    await bucket.put("default.unread", b'{"written": "by a later version"}')
+    write_function(tmp_path, "behind", CODE.format(answer=6))
+    await deploy(node, tmp_path, "behind")  # by then the node has read the other
+
+    assert (await node.event("registry.unread", b"0", id="unread-1")).data == b"5"
+    assert "registration.unreadable" in (node.state / "node.log").read_text()
+
+
 async def test_functions_lists_the_withdrawn_ones_when_asked(node: Node, tmp_path: Path) -> None:
     """By default they are not there: nobody can call them."""
     write_function(tmp_path, "hidden", CODE.format(answer=5))

@@ -91,6 +91,38 @@ async def test_a_letter_is_listed_shown_and_redriven(node: Node, client: Client,
     assert [letter async for letter in client.letters("broken")] == []
 
 
+async def test_headers_of_an_event_that_look_like_a_letters_own_hide_no_letter(node: Node, client: Client) -> None:
+    """Whoever publishes writes any header: one letter that cannot be read would keep all others of its tenant from being listed."""
+    own = {"Faas-Body-Bytes": "many", "Faas-Detail": "nothing is wrong"}
+    outcome = await node.event("waiting.others", b"1", id="others-headers", headers={"Faas-Deadline": "2020-01-01T00:00:00Z", **own})
+    await node.letter("others", head(outcome)["Faas-Invocation"])
+    code, out, err = await command("dlq", "list", "--function", "others", "--json", "--nats", node.info["nats"])
+
+    assert (code, err) == (0, "")
+    (listed,) = [letter for letter in json.loads(out) if letter["event_id"] == "others-headers"]
+    assert "detail" not in listed
+    await client.redrive(next(iter([letter async for letter in client.letters("others", invocations=[listed["invocation"]])])))
+
+
+@pytest.mark.timeout(30)
+async def test_a_letter_whose_function_is_gone_stays(node: Node, client: Client) -> None:
+    """Its event would wait for a function that nobody serves, and the letter, the last that is left of it, would be gone."""
+    folder = node.state.parent / "leaving"
+    write_function(folder, "leaves", "def handle(event):\n    raise ValueError('no')\n")
+    assert (await command("deploy", str(folder), "--nats", node.info["nats"]))[0] == 0
+    while not [report for report in await client.functions("leaves") if report.state == "ready"]:
+        pass
+    outcome = await client.outcome(await client.submit("leaves", 1))
+    invocation = outcome.headers["Faas-Invocation"]
+    await node.letter("leaves", invocation)
+    assert (await command("functions", "remove", "leaves", "--purge", "--nats", node.info["nats"]))[0] == 0
+    code, out, err = await command("dlq", "redrive", invocation, "--nats", node.info["nats"])
+
+    assert code == 1
+    assert "faas deploy" in out, (out, err)
+    assert len(await node.letters("leaves", invocation)) == 1
+
+
 @pytest.mark.timeout(30)
 async def test_a_redriven_event_may_succeed_however_old_it_is(node: Node, client: Client) -> None:
     """Its age starts again, and a deadline that it had counts no more: it was an operator who asked."""
