@@ -22,7 +22,7 @@ from faas import admission
 from faas.accounting.records import UsageRecords
 from faas.bus.connection import Message, NoStream
 from faas.bus.letters import Letters
-from faas.bus.outcomes import Outcomes, StoredAttempts, StoredOutcome, latest_records
+from faas.bus.outcomes import NO_ATTEMPTS, Outcomes, StoredAttempts, StoredOutcome, latest_records
 from faas.bus.pull import Delivery
 from faas.bus.schedules import SCHEDULE_BEYOND_S, Schedules, event_head, message_id_of
 from faas.bus.speech import Speech
@@ -89,7 +89,8 @@ class Dispatcher:
             await self._refuse(delivery, function, invocation)
             return
         invocation.on_leased = on_leased
-        async with self.unended.alone(invocation):
+        await self.unended.alone(invocation)
+        try:
             outcome, tried = await self._history(delivery, invocation)
             if outcome is None:
                 try:
@@ -103,10 +104,12 @@ class Dispatcher:
                     return
                 outcome = await self._settle(delivery, invocation, attempt, tried=tried)
             await self._conclude(delivery, invocation, outcome)
+        finally:
+            self.unended.remove(invocation)
 
     async def _history(self, delivery: Delivery, invocation: Invocation) -> tuple[StoredOutcome | None, StoredAttempts]:
         """What is stored of an invocation already. An event whose id is its place in the stream cannot have been seen before its first delivery."""
-        tried = StoredAttempts()
+        tried = NO_ATTEMPTS
         cancelled = self.unended.is_cancelled(invocation.id)
         if (
             delivery.num_delivered == 1
@@ -143,7 +146,7 @@ class Dispatcher:
         if not await self._outcomes.store_attempts(outcome, records, after=tried.sequence):
             await delivery.nak(REDELIVERED_SOON_S)  # another node was faster: its records hold, this one's is dropped
             return True
-        await self._usage.add(*invocation.function.key, *_records_of(attempt))
+        await self._usage.store(*invocation.function.key, *_records_of(attempt))
         log.info("attempt.repeated", **_names(invocation), reason=attempt.ended.reason, attempt=outcome.attempt, delay_s=round(delay_s, 3))
         if delay_s > SCHEDULE_BEYOND_S and await self._schedule(delivery, invocation, outcome.attempt, delay_s=delay_s):
             await delivery.ack_sync()  # lost, it would be tried again at once beside the one that waits
@@ -171,7 +174,8 @@ class Dispatcher:
         """Publish `[output]`, then the outcome under its guard; where another was stored first, that one holds."""
         records = latest_records(tried.records if attempt.record is None else (*tried.records, attempt.record))
         outcome = self._fitting(_outcome(invocation, attempt), records)
-        await self._insist(delivery, lambda: self._emit(invocation, outcome))
+        if invocation.function.spec.output.publish:
+            await self._insist(delivery, lambda: self._emit(invocation, outcome))
         stored = await self._insist(delivery, lambda: self._outcomes.store(outcome, records))
         _log_end(invocation, outcome)
         if stored is None:
@@ -179,12 +183,12 @@ class Dispatcher:
             if found is None:
                 raise BusUnavailable("an outcome that the guard spoke of is gone")  # its retention ended in this moment: redeliver
             if found.outcome == "cancelled" and attempt.record is not None:
-                await self._usage.add(*invocation.function.key, attempt.record)  # whoever cancelled it knew nothing of this attempt
+                await self._usage.store(*invocation.function.key, attempt.record)  # whoever cancelled it knew nothing of this attempt
             return found
         self.tally.end(invocation.function.key, outcome.ended.reason)
         # Behind the outcome: a load whose attempt died with its node is done again under the same record id.
         if attempt.load_record is not None:
-            await self._usage.add(*invocation.function.key, attempt.load_record)
+            await self._usage.store(*invocation.function.key, attempt.load_record)
         return stored
 
     def _fitting(self, outcome: Outcome, records: tuple[bytes, ...] = ()) -> Outcome:
@@ -220,7 +224,7 @@ class Dispatcher:
                 reason=outcome.reason,
             )
         if outcome.records:
-            await self._usage.add(*invocation.function.key, *outcome.records)
+            await self._usage.store(*invocation.function.key, *outcome.records)
         await delivery.ack()
         await self._attempts.forget(invocation, outcome.outcome)
 

@@ -66,6 +66,7 @@ class _Inlet:
     taking: int = 0
     endpoint: Endpoint | None = None
     pending: int = 0  # in the stream behind the last delivery, as that said
+    refilling: bool = False  # it is looked at soon
     promised: int = 0  # slots that its events are meant for, asked for or here, but for the one pull of a function without any
 
 
@@ -78,6 +79,7 @@ class Intake:
         self._bus, self._service, self._pool = bus, service, pool
         self._dispatcher, self._heartbeats, self._group = dispatcher, heartbeats, group
         self._inlets: dict[tuple[str, str], _Inlet] = {}
+        self._loop = asyncio.get_running_loop()
         self._promised = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.drained = Drained()
@@ -161,7 +163,7 @@ class Intake:
         inlet.pending = delivery.num_pending
         task = self._start(self._handle(inlet, delivery))
         self._heartbeats.add(delivery, on_lost=task.cancel)
-        self._refill(inlet)
+        self._refill_soon(inlet)
 
     async def _handle(self, inlet: _Inlet, delivery: Delivery) -> None:
         try:
@@ -176,7 +178,13 @@ class Intake:
     def _started(self, inlet: _Inlet, delivery: Delivery) -> None:
         if delivery in inlet.unstarted:
             inlet.unstarted.remove(delivery)
-            self._refill(inlet)
+            self._refill_soon(inlet)
+
+    def _refill_soon(self, inlet: _Inlet) -> None:
+        """Once for all that this turn of the loop brings and starts: one pull for what would be several."""
+        if not inlet.refilling:
+            inlet.refilling = True
+            self._loop.call_soon(self._refill, inlet)
 
     def _refill(self, inlet: _Inlet) -> None:
         """Have each function show its head: one pull parked, or one event that waits for its turn; the queue itself stays in the stream.
@@ -184,6 +192,7 @@ class Intake:
         Whose turn it is, the fair queue says. More is asked for only where more is known to wait, and slots are free that no other
         function has asked for.
         """
+        inlet.refilling = False
         wanted = 0
         if self._inlets.get(inlet.function.key) is inlet:
             appetite = self._pool.appetite(inlet.function.key, promised=self._promised - inlet.promised)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from msgspec import Struct
 
@@ -28,7 +26,7 @@ class Held(Struct, frozen=True, kw_only=True):
 class _Unended:
     invocation: Invocation
     durable: bool
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event | None = None  # made by whoever waits for it
 
 
 class Unended:
@@ -38,25 +36,23 @@ class Unended:
         self._here: dict[str, _Unended] = {}
         self._cancelled: dict[str, float] = {}  # until when that matters, in seconds since the epoch
 
-    @asynccontextmanager
-    async def alone(self, invocation: Invocation) -> AsyncIterator[None]:
-        """Hold a durable invocation, one at a time of each: the same event may arrive twice, and the second must find what the first stored."""
+    async def alone(self, invocation: Invocation) -> None:
+        """Hold a durable invocation, one at a time of each, until `remove`: the same event may arrive twice, and the second must find what the first stored."""
         while (other := self._here.get(invocation.id)) is not None:
+            if other.ended is None:
+                other.ended = asyncio.Event()
             await other.ended.wait()
-        here = self._here[invocation.id] = _Unended(invocation, durable=True)
-        try:
-            yield
-        finally:
-            del self._here[invocation.id]
-            here.ended.set()
+        self._here[invocation.id] = _Unended(invocation, durable=True)
 
     def add(self, invocation: Invocation) -> None:
-        """One whose id is random, so that no other can be it; `remove` it when it has ended. Cheaper than `alone`, on the way of every call."""
+        """Hold one whose id is random, so that no other can be it, until `remove`."""
         self._here[invocation.id] = _Unended(invocation, durable=False)
 
     def remove(self, invocation: Invocation) -> None:
         """It has ended."""
-        del self._here[invocation.id]
+        here = self._here.pop(invocation.id)
+        if here.ended is not None:
+            here.ended.set()
 
     def holds(self, invocation: str) -> Held | None:
         """What another node has to know of one that has not ended on this node."""

@@ -58,8 +58,13 @@ class UsageRecords:
             finally:
                 await records._close()
 
+    async def store(self, tenant: str, function: str, *records: bytes) -> None:
+        """Put encoded records into the next batch of the function, and wait until it is stored."""
+        # Shielded for all who wait for the batch: one that gives up must not take it from the others.
+        await asyncio.shield(self.add(tenant, function, *records))
+
     def add(self, tenant: str, function: str, *records: bytes) -> asyncio.Future[None]:
-        """Put encoded records into the next batch of the function. The future is done once that batch is stored; nobody has to await it."""
+        """Put encoded records into the next batch of the function; what is returned is of all in that batch, and not to be cancelled."""
         key = (tenant, function)
         size_bytes = sum(map(len, records)) + len(records)
         batch = self._batches.get(key)
@@ -73,7 +78,7 @@ class UsageRecords:
         batch.size_bytes += size_bytes
         if len(batch.records) >= BATCH:
             self._send(key)
-        return asyncio.shield(batch.stored)  # of all who wait for the batch: one that gives up must not take it from the others
+        return batch.stored
 
     def _send(self, key: tuple[str, str]) -> None:
         batch = self._batches.pop(key, None)

@@ -72,6 +72,13 @@ class DirectClient(Client):
             if self._flush_queue is not None and self._flush_queue.empty():
                 await self._flush_pending()
             return
+        self._append(command)
+
+    def send_soon(self, subject: str, body: bytes, *, reply: str) -> None:
+        """Publish a small message without a head; kept while the connection is away."""
+        self._append(b"".join((f"PUB {subject} {reply} {len(body)}\r\n".encode(), body, b"\r\n")))
+
+    def _append(self, command: bytes) -> None:
         self._pending.append(command)
         self._pending_data_size += len(command)
         if not self._write_due:

@@ -75,7 +75,7 @@ class Delivery:
         """Done; where an outcome is stored a lost acknowledgement costs a look-up, not a run."""
         if not self.lost:
             self._unsettled.discard(self.sequence)
-            await self._bus.publish(self.reply, b"+ACK")
+            self._bus.publish_soon(self.reply, b"+ACK")
 
     async def ack_sync(self) -> None:
         """Done, and the server has said so. Raises BusUnavailable."""
@@ -101,7 +101,7 @@ class Delivery:
     async def extend(self, now_monotonic: float) -> None:
         """A sign of life; it counts only where it can arrive."""
         if self._bus.connected:
-            await self._bus.publish(self.reply, b"+WPI")
+            self._bus.publish_soon(self.reply, b"+WPI")
             self._extended_monotonic = now_monotonic
 
 
@@ -232,12 +232,12 @@ class Puller:
         # Not before half is used up: one pull for several messages, where each would cost a message of its own.
         if missing > 0 and 2 * missing >= self._wanted and self._resting is None and not self._stopped and self._bus.connected:
             self._asked += missing
-            self._group.create_task(self._pull(missing))
+            self._pull(missing)
 
-    async def _pull(self, batch: int) -> None:
+    def _pull(self, batch: int) -> None:
         body = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (batch, EXPIRES_S * 1e9, HEARTBEAT_S * 1e9)
         try:
-            await self._bus.publish(self._next, body, reply=f"{self._inbox}{batch}")
+            self._bus.publish_soon(self._next, body, reply=f"{self._inbox}{batch}")
         except BusUnavailable:
             self._asked = max(0, self._asked - batch)
             self._rest()

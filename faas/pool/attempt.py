@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from faas import subjects
 from faas.bus.speech import Item, Published, Speech, Voice, event_of
@@ -158,7 +156,7 @@ class Attempts:
         meter = Meter(started_at=time.time())
         loaded = None
         ended = None
-        with _stoppable(invocation, lease.worker):
+        with _Stop(invocation, lease.worker):
             if lease.worker.version is None:
                 invocation.stage = "loading"
                 ended = await self._load(lease, invocation, meter)
@@ -244,37 +242,37 @@ class Attempts:
             elapsed_us = round((time.monotonic() - began) * 1e6)  # a worker's word on its time is taken up to what passed here
             meter.run_us, meter.cpu_us, meter.memory_peak_bytes = min(answer.run_us, elapsed_us), answer.cpu_us, answer.memory_peak_bytes
             meter.meters = answer.meters
-            return await self._judge(answer, invocation, worker)
+            if isinstance(answer, wire.Failed):
+                return Ended(reason=answer.reason, detail=answer.detail, traceback=answer.traceback, retry_after_s=answer.retry_after_s)
+            return self._large.inline(answer, invocation) or await self._large.kept(answer, invocation, worker)
         meter.run_us = round((time.monotonic() - began) * 1e6)
         meter.cpu_us = max(0, worker.cpu_us() - cpu_start_us)
         meter.memory_peak_bytes = worker.memory_peak_bytes()
         worker.kill()  # after its clocks were read; Python cannot interrupt native code, so the process goes
         return ended
 
-    async def _judge(self, answer: wire.Result | wire.Failed, invocation: Invocation, worker: Worker) -> Ended:
-        if isinstance(answer, wire.Failed):
-            return Ended(reason=answer.reason, detail=answer.detail, traceback=answer.traceback, retry_after_s=answer.retry_after_s)
-        return await self._large.kept(answer, invocation, worker)
 
-
-@contextmanager
-def _stoppable(invocation: Invocation, worker: Worker) -> Iterator[None]:
+class _Stop:
     """While it runs, cancelling asks its handler to stop, and kills the worker of one that does not."""
-    loop = asyncio.get_running_loop()
-    timers: list[asyncio.TimerHandle] = []
 
-    def stop() -> None:
-        worker.interrupt()
-        timers.append(loop.call_later(CANCEL_GRACE_S, worker.kill))
+    __slots__ = ("_invocation", "_timers", "_worker")
 
-    invocation.on_cancel = stop
-    if invocation.cancelled:
-        stop()
-    try:
-        yield
-    finally:
-        invocation.on_cancel = None
-        for timer in timers:
+    def __init__(self, invocation: Invocation, worker: Worker) -> None:
+        self._invocation, self._worker = invocation, worker
+        self._timers: tuple[asyncio.TimerHandle, ...] = ()
+
+    def __enter__(self) -> None:
+        self._invocation.on_cancel = self._stop
+        if self._invocation.cancelled:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._worker.interrupt()
+        self._timers += (asyncio.get_running_loop().call_later(CANCEL_GRACE_S, self._worker.kill),)
+
+    def __exit__(self, *_: object) -> None:
+        self._invocation.on_cancel = None
+        for timer in self._timers:
             timer.cancel()
 
 

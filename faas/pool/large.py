@@ -89,11 +89,18 @@ class LargeBodies:
 
     # ------------------------------------------------------------ out
 
+    def inline(self, answer: wire.Result, invocation: Invocation) -> Ended | None:
+        """The end that a result is whose outcome carries it; None for one that is `kept` elsewhere."""
+        if answer.file or len(answer.body) > self._limit_bytes(answer, invocation):
+            return None
+        return Ended(body=answer.body, content_type=answer.content_type)
+
+    def _limit_bytes(self, answer: wire.Result, invocation: Invocation) -> int:
+        return self._inline_limit_bytes(invocation.attempts + 1, content_type=answer.content_type, event_id=invocation.event.id)
+
     async def kept(self, answer: wire.Result, invocation: Invocation, worker: Worker) -> Ended:
-        """The end that a result is: with its body, or with the name of the object that holds it now. Raises BusUnavailable where the event comes again."""
-        limit_bytes = self._inline_limit_bytes(invocation.attempts + 1, content_type=answer.content_type, event_id=invocation.event.id)
-        if not answer.file and len(answer.body) <= limit_bytes:
-            return Ended(body=answer.body, content_type=answer.content_type)
+        """The end that a large result is: with its body from a file, or the name of the object that holds it now. Raises BusUnavailable where the event comes again."""
+        limit_bytes = self._limit_bytes(answer, invocation)
         size_bytes = answer.size if answer.file else len(answer.body)
         allowed_bytes = int(invocation.function.spec.limits.payload_bytes)
         if size_bytes > allowed_bytes:

@@ -105,6 +105,8 @@ class Served:
 
     async def ready(self) -> bool:
         """Wait until a worker can be started without building anything; True where it had to. Raises EnvironmentFailed."""
+        if self.sandboxes.is_ready and not self.function.mounts and (self.overlay is None or self.overlay.environment is not None):
+            return False
         cold = await self.sandboxes.ready()
         if self.stage is not None and self.function.mounts:
             self.mounts = await self.stage(self.function)

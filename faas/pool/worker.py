@@ -162,7 +162,11 @@ class Worker:
         # Not asyncio.timeout: it costs 2 us more, on the way of every attempt.
         timer = None if timeout_s is None else self._loop.call_later(timeout_s, _time_out, answer)
         try:
-            frame = await self._frame(message, size_bytes)
+            try:
+                frame = self._frame(message) if size_bytes <= IN_THREAD_BYTES else await asyncio.to_thread(self._frame, message)
+            except OSError as error:
+                self.kill()
+                raise WorkerLost(self.id, f"could not be given its message: {error.strerror}") from error
             if self._failure is None:
                 self._transport.write(frame)
             return await answer
@@ -171,15 +175,9 @@ class Worker:
                 timer.cancel()
             self._answer = None
 
-    async def _frame(self, message: wire.Load | wire.Invoke, size_bytes: int) -> bytes:
-        name = self.new_file().removeprefix(wire.SPILL_PREFIX)
-        try:
-            if size_bytes > IN_THREAD_BYTES:
-                return await asyncio.to_thread(wire.encode, message, self.directory, name)
-            return wire.encode(message, self.directory, name)
-        except OSError as error:
-            self.kill()
-            raise WorkerLost(self.id, f"could not be given its message: {error.strerror}") from error
+    def _frame(self, message: wire.Load | wire.Invoke) -> bytes:
+        self._sent += 1
+        return wire.encode(message, self.directory, f"{self.id}-h{self._sent}")
 
     # ------------------------------------------------------------ what comes in
 
