@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from faas.errors import ConfigInvalid
 from faas.units import Duration, Size, decode_unit, format_size
@@ -27,9 +27,11 @@ FILE_LIMIT_BYTES = 2**20
 LINE_DOTS = 1000
 """tomllib takes quadratic time for a dotted key: 11 s for 32,000 parts, minutes for a file of 1 MiB."""
 PRICE_LIMIT = 1_000_000
+SECRET_VARIABLE = "FAAS_SECRET_"
+"""A secret of `provider = "environment"`, and no key of the file."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 NOT_YET: Mapping[str, tuple[str, ...]] = {
-    "": ("http", "policy", "tenant", "secrets"),
+    "": ("http", "policy", "tenant"),
     "pool": ("base_image",),
 }
 """Sections and keys of the contract whose effect is not built; refused, so that nobody relies on them."""
@@ -72,6 +74,13 @@ class Prices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bill_loading: bool = False
 
 
+class SecretsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[secrets]`: a folder with one file for each, or variables FAAS_SECRET_NAME of the node. Without a folder there are none."""
+
+    provider: Literal["folder", "environment"] = "folder"
+    folder: str = ""  # where `load_file` gives it out: absolute, or relative to the working directory
+
+
 class FileConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `faas.toml` and its environment variables say."""
 
@@ -79,6 +88,7 @@ class FileConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bus: BusConfig = BusConfig()
     pool: PoolConfig = PoolConfig()
     prices: Prices = Prices()
+    secrets: SecretsConfig = SecretsConfig()
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -96,6 +106,7 @@ class Config(Struct, frozen=True, kw_only=True):
     bus: BusConfig = BusConfig()
     pool: PoolConfig = PoolConfig()
     prices: Prices = Prices()
+    secrets: SecretsConfig = SecretsConfig()
 
 
 def load_file(path: Path | None, environ: Mapping[str, str]) -> FileConfig:
@@ -107,10 +118,10 @@ def load_file(path: Path | None, environ: Mapping[str, str]) -> FileConfig:
         _refuse_not_yet(table)
         parsed = convert(table, FileConfig)
         _check_ranges(parsed)
+        return structs.replace(parsed, secrets=_located(parsed.secrets, path, named="secrets" in table))
     except KeyInvalid as error:
         where = variables.get(error.key) or next((v for key, v in variables.items() if key.startswith(f"{error.key}.")), None)
         raise ConfigInvalid(f"{where}: {error.problem}" if where else f"{name}: {error}") from error
-    return parsed
 
 
 def _read(path: Path) -> dict[str, object]:
@@ -132,7 +143,7 @@ def _apply(table: dict[str, object], environ: Mapping[str, str]) -> dict[str, st
     variables = {}
     for variable, text in sorted(environ.items()):
         section, _, key = variable.removeprefix("FAAS_").lower().partition("__")
-        if not (variable.startswith("FAAS_") and section and key):
+        if not (variable.startswith("FAAS_") and section and key) or variable.startswith(SECRET_VARIABLE):
             continue
         part = table.setdefault(section, {})
         if isinstance(part, dict):  # else the file's own error says so
@@ -181,6 +192,17 @@ def _check_ranges(parsed: FileConfig) -> None:
     for holds, key, problem in rules:
         if not holds:
             raise KeyInvalid(key, problem)
+
+
+def _located(given: SecretsConfig, path: Path | None, *, named: bool) -> SecretsConfig:
+    """A relative folder is one beside the file that names it. Raises KeyInvalid."""
+    if given.provider == "environment" and given.folder:
+        raise KeyInvalid("secrets.folder", 'has no effect with provider = "environment"; leave one of the two out')
+    if given.provider == "folder" and named and not given.folder:
+        raise KeyInvalid("secrets.folder", 'is missing; name a folder with one file for each secret, like folder = "secrets"')
+    if "\0" in given.folder:
+        raise KeyInvalid("secrets.folder", "has a zero character, which no folder can have")
+    return structs.replace(given, folder=str((path.parent if path else Path()) / given.folder)) if given.folder else given
 
 
 def _is_folder(path: str) -> bool:
@@ -263,8 +285,8 @@ def _type_at(root: type, path: str) -> Any:
     return current
 
 
-def _fields(kind: Any) -> tuple[msgspec.structs.FieldInfo, ...]:
-    return msgspec.structs.fields(kind) if isinstance(kind, type) and issubclass(kind, Struct) else ()
+def _fields(kind: Any) -> tuple[structs.FieldInfo, ...]:
+    return structs.fields(kind) if isinstance(kind, type) and issubclass(kind, Struct) else ()
 
 
 # ---------------------------------------------------------------- where things are

@@ -109,6 +109,15 @@ class MountFailed(EnvironmentFailed):
         self.name, self.detail, self.interrupted = function, detail, False
 
 
+class SecretMissing(EnvironmentFailed):
+    """A secret is not there, or is none. `name` is the secret's; `detail` says where it was looked for and what to type, and holds no value."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        detail = detail.encode("utf-8", "backslashreplace").decode()  # names on a disk may be no text
+        FaasError.__init__(self, f"secret {name[:80]}: {detail}")
+        self.name, self.detail, self.interrupted = name, detail, False
+
+
 class ColdStartFailed(FaasError):
     """A template, sandbox or worker exited or fell silent before it was ready."""
 

@@ -14,6 +14,8 @@ from faas.units import Duration, Size
 
 NAME_PATTERN = r"[a-z][a-z0-9-]{0,62}"
 """Names of functions, tenants and profiles: a token of a subject, a folder, a label."""
+SECRET_PATTERN = r"[A-Za-z0-9]+(?:[_-][A-Za-z0-9]+)*"
+"""Names of secrets, at most 63 characters: a file, a part of a variable, a key of `ctx.secrets`."""
 
 # ---------------------------------------------------------------- functions and profiles, as people write them
 

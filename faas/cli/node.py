@@ -114,6 +114,7 @@ def settings_of(
         bus=parsed.bus,
         pool=parsed.pool,
         prices=parsed.prices,
+        secrets=parsed.secrets,
     )
 
 

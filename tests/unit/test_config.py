@@ -83,7 +83,9 @@ def test_an_environment_variable_wins_over_the_file(tmp_path: Path) -> None:
         ("[pool]\nbase_image = 'x'", ("pool.base_image", "not supported yet")),
         ('[[tenant]]\nname = "a"', ("tenant", "not supported yet")),
         ('[[policy]]\nname = "a"', ("policy", "not supported yet")),
-        ("[secrets]\n", ("secrets", "not supported yet")),
+        ("[secrets]\n", ("secrets.folder", "is missing")),
+        ('[secrets]\nprovider = "environment"\nfolder = "x"', ("secrets.folder", "no effect")),
+        ('[secrets]\nprovider = "vault"', ("secrets.provider", "environment")),
         ("[http]\n", ("http", "not supported yet")),
         ('[node]\nmounts = ["data"]', ("node.mounts", "absolute")),
         ('[node]\nmounts = ["/data/../etc"]', ("node.mounts", "absolute")),
@@ -107,6 +109,18 @@ def test_what_cannot_be_names_file_and_key(tmp_path: Path, text: str | bytes, wo
     said = str(raised.value)
     assert "faas.toml" in said
     assert all(word in said for word in words), said
+
+
+def test_a_folder_of_secrets_lies_beside_the_file_that_names_it(tmp_path: Path) -> None:
+    """Else the node would find other secrets, or none, by where it was started."""
+    assert load_file(write(tmp_path, '[secrets]\nfolder = "secrets"'), {}).secrets.folder == str(tmp_path / "secrets")
+    assert load_file(write(tmp_path, '[secrets]\nfolder = "/run/secrets"'), {}).secrets.folder == "/run/secrets"
+    assert load_file(None, {"FAAS_SECRETS__FOLDER": "secrets"}).secrets.folder == "secrets"
+
+
+def test_a_variable_that_holds_a_secret_is_no_key_of_the_file() -> None:
+    """That of a tenant has two underscores in it, as the variable of a key has."""
+    assert load_file(None, {"FAAS_SECRET_ACME__HF_TOKEN": "x"}) == load_file(None, {})
 
 
 def test_a_wrong_variable_is_named_as_such() -> None:
