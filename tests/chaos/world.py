@@ -83,6 +83,7 @@ class World:
     accepted: dict[str, tuple[str, int]] = field(default_factory=dict)  # event id -> function, value
     outcomes: dict[str, list[float]] = field(default_factory=dict)  # event id -> when each was heard
     url: str = ""
+    environments: str = "build"
     _accepting: asyncio.Condition = field(default_factory=asyncio.Condition)
     left: list[str] = field(default_factory=list)  # processes that its nodes left behind
     _server: asyncio.subprocess.Process | None = None
@@ -153,7 +154,9 @@ class World:
         client = None
         while client is None:
             try:
-                client = await nats.connect(self.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_nothing)
+                client = await nats.connect(
+                    self.url.split(","), max_reconnect_attempts=-1, reconnect_time_wait=0.1, ping_interval=5, error_cb=_nothing
+                )
             except (OSError, nats.errors.Error):
                 await asyncio.sleep(0.05)
 
@@ -187,10 +190,11 @@ class World:
         if not (node.state / "environments").exists():
             (node.state / "environments").symlink_to(shared)  # built once for all nodes
         arguments = ["up", "--nats", self.url, "--functions", str(self.functions), "--state", str(node.state), "--http", "127.0.0.1:0"]
+        arguments += ["--environments", self.environments]
         own = {"FAAS_BUS__ACK_WAIT": f"{ACK_WAIT_S:g}s", "CRASH_AT": crash_at}
         with (node.state / "node.log").open("ab") as log:
             node.process = await asyncio.create_subprocess_exec(
-                sys.executable, str(CRASHING), *arguments, "--node", name, cwd=PROJECT, env={**os.environ, **own, **(environ or {})}, stdout=log,
+                *self.way(name), sys.executable, str(CRASHING), *arguments, "--node", name, cwd=PROJECT, env={**os.environ, **own, **(environ or {})}, stdout=log,
                 stderr=log, start_new_session=True,
             )  # fmt: skip
         ended = asyncio.ensure_future(node.process.wait())
@@ -198,6 +202,10 @@ class World:
             while not (node.state / "node.json").exists() and not ended.done():
                 await asyncio.wait([ended], timeout=0.02)
         ended.cancel()
+
+    def way(self, name: str) -> tuple[str, ...]:
+        """What the command of a node begins with."""
+        return ()
 
     def is_up(self, name: str) -> bool:
         process = self.nodes[name].process
