@@ -196,10 +196,10 @@ class _Node:
             )
             heartbeats = await stack.enter_async_context(Heartbeats.open(config.bus.ack_wait_s))
             service = await stack.enter_async_context(Service.open(bus, node=config.node, version=__version__))
+            cancelling = await stack.enter_async_context(Cancelling.open(bus, outcomes, dispatcher.unended))
             intake = await stack.enter_async_context(
                 Intake.open(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, grace_s=GRACE_S)
             )
-            cancelling = await stack.enter_async_context(Cancelling.open(bus, outcomes, dispatcher.unended))
             node = cls(config, bus, environments=environments, pool=pool, intake=intake, questions=questions, captured=captured)
             node._cancelling = cancelling
             cancelling.functions = node._function
@@ -237,6 +237,8 @@ class _Node:
     @asynccontextmanager
     async def serving(self, place: Place) -> AsyncIterator[None]:
         """Serve the registry, and answer what is asked about it."""
+        if self._cancelling is not None:
+            await self._cancelling.listen()
         async with Rollout.open(
             place, self._bus, pool=self._pool, intake=self._intake, environments=self._environments, captured=self._captured
         ) as rollout:
@@ -248,8 +250,6 @@ class _Node:
                 self._intake.say(message.reply, msgspec.json.encode(rollout.in_full(name) if name else rollout.reports))
 
             await self._bus.subscribe(subjects.node(self._config.node, "functions"), answer)
-            if self._cancelling is not None:
-                await self._cancelling.listen()
             async with Nodes(self._bus).announced(lambda: self._seen(rollout), replicas=self._config.bus.replicas):
                 yield
 

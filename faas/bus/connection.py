@@ -112,7 +112,7 @@ class Bus:
         self._connected_monotonic = 0.0
         self.silent = False  # a fence was not answered in time: a shutdown of many subscriptions waits once, not for each
         self._last_error = ""
-        self.on_reconnect: list[Callable[[], None]] = []
+        self.on_reconnect: list[Callable[[], object]] = []
 
     @classmethod
     @asynccontextmanager
