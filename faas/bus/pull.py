@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import structlog
 
 from faas.bus.connection import ApiError, Bus, Message, Subscription
@@ -49,7 +50,8 @@ class Delivery:
         self.stream, self.consumer = tokens[offset], tokens[offset + 1]
         self.num_delivered, self.sequence = int(tokens[offset + 2]), int(tokens[offset + 3])
         self.stored_at_ns, self.num_pending = int(tokens[offset + 5]), int(tokens[offset + 6])
-        self.ack_wait_s, self.may_repeat = consumer.ack_wait_s, consumer.may_repeat
+        self.ack_wait_s = consumer.ack_wait_s
+        self.may_repeat = consumer.may_repeat or self.sequence <= consumer.repeats_upto
         self._extended_monotonic = time.monotonic()
         self._unsettled = unsettled
         unsettled.add(self.sequence)
@@ -305,7 +307,8 @@ class Puller:
             self._rest()
             return
         self._missing = False
-        if restored:
+        if restored is not None:
+            self.consumer = msgspec.structs.replace(self.consumer, repeats_upto=restored)
             self._ask()
         else:
             log.info("pull.drained", consumer=self.consumer.name)
