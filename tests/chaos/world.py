@@ -340,7 +340,7 @@ class World:
         return Verdict(
             accepted=len(self.accepted),
             lost=[id for id in self.accepted if id not in outcomes],
-            duplicated=[id for id, found in outcomes.items() if len(found) > 1],
+            duplicated=[id for id, found in outcomes.items() if len(found) > 1] + await self._replaced(),
             contradicting=[id for id, texts in contents.items() if len(texts) > 1],
             missing_from_ledger=[record["record_id"] for record in told if record["record_id"] not in contents],
             letters_missing=[
@@ -349,6 +349,16 @@ class World:
             executed_again=sum(count - 1 for line, count in executed.items() if line and count > 1),
             longest_stall_s=max((later - earlier for earlier, later in itertools.pairwise(heard)), default=0.0),
         )
+
+    async def _replaced(self) -> list[str]:
+        """Outcomes in whose place another was stored. The stream keeps the last of each subject, so only its sequence tells.
+
+        What else takes a sequence is the word that an invocation is tried again, once for each record in the last one.
+        """
+        tried = sum(len(json.loads(body)) for _, body in await self.read("FAAS_OUTCOMES", "faas.attempt.>"))
+        outcomes = len(await self.read("FAAS_OUTCOMES", "faas.outcome.>"))
+        stored = (await self.stream.stream_info("FAAS_OUTCOMES")).state.last_seq
+        return [f"one of {stored - tried - outcomes} that were replaced"] * (stored - tried - outcomes)
 
 
 async def _nothing(_error: Exception) -> None:
