@@ -6,7 +6,6 @@ A core message alone cannot reach an event that is still in a stream or in a sch
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import structlog
@@ -63,4 +62,4 @@ class Cancels:
         """Tell every node. Raises BusUnavailable."""
         lasting_s = max(1, min(LONGEST_S, round(for_s)))
         head = encode_head([("Nats-TTL", f"{lasting_s}s")])
-        await self._bus.store(f"{KEYS}{invocation}", str(time.time() + lasting_s).encode(), head=head)
+        await self._bus.store(f"{KEYS}{invocation}", str(self._bus.now() + lasting_s).encode(), head=head)

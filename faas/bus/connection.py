@@ -112,6 +112,7 @@ class Bus:
         self._connected_monotonic = 0.0
         self.silent = False  # a fence was not answered in time: a shutdown of many subscriptions waits once, not for each
         self._last_error = ""
+        self.now: Callable[[], float] = time.time  # seconds since the epoch; by the bus's clock where that is asked (bus/clock.py)
         self.on_reconnect: list[Callable[[], object]] = []
 
     @classmethod
