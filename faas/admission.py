@@ -27,8 +27,8 @@ SYNCHRONOUS_WAIT_S = 60.0
 _MISTAKES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
-def of_delivery(delivery: Delivery, function: FunctionVersion) -> Invocation | EventInvalid:
-    """The invocation that a stored event is for this function."""
+def of_delivery(delivery: Delivery, function: FunctionVersion, *, now: float) -> Invocation | EventInvalid:
+    """The invocation that a stored event is for this function. `now` is seconds since the epoch, by the clock that stamped the event."""
     due, headers = None, delivery.headers
     event_id, source = f"{delivery.sequence}.{delivery.stored_at_ns}", delivery.stream
     if is_due(delivery.subject):
@@ -42,20 +42,22 @@ def of_delivery(delivery: Delivery, function: FunctionVersion) -> Invocation | E
     event, control = decoded
     spec = function.spec
     if due is not None:
-        return _due_invocation(due, function, event, control=control)
-    return _invocation(
+        return _due_invocation(due, function, event, control=control, now=now)
+    invocation = _invocation(
         invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id),
         function,
         event,
         control=control,
-        age_s=max(0.0, time.time() - delivery.stored_at),
+        now=now,
+        age_s=max(0.0, now - delivery.stored_at),
         patience_s=spec.limits.queue_timeout_s,
         first=delivery.num_delivered == 1,
-        stored=True,
     )
+    invocation.stored = True
+    return invocation
 
 
-def _due_invocation(due: Due, function: FunctionVersion, event: Event, *, control: Control) -> Invocation:
+def _due_invocation(due: Due, function: FunctionVersion, event: Event, *, control: Control, now: float) -> Invocation:
     """One that waited outside its delivery: its id and its age are those that it had. A redriven one may succeed however old it is."""
     if due.redrive_of:
         control = msgspec.structs.replace(control, deadline_at=None)
@@ -64,16 +66,16 @@ def _due_invocation(due: Due, function: FunctionVersion, event: Event, *, contro
         function,
         event,
         control=control,
-        age_s=max(0.0, time.time() - due.first_seen),
+        now=now,
+        age_s=max(0.0, now - due.first_seen),
         patience_s=function.spec.limits.queue_timeout_s,
         first=due.attempt == 0,
-        stored=True,
     )
-    invocation.due = due
+    invocation.due, invocation.stored = due, True
     return invocation
 
 
-def of_message(message: Message, function: FunctionVersion, *, answered: bool) -> Invocation | EventInvalid:
+def of_message(message: Message, function: FunctionVersion, *, answered: bool, now: float) -> Invocation | EventInvalid:
     """The invocation of an event that nothing stores; `answered` says that somebody waits for its end."""
     random_id = random_invocation_id()
     decoded = _decoded(message, message.headers, source="", event_id=random_id)
@@ -83,14 +85,14 @@ def of_message(message: Message, function: FunctionVersion, *, answered: bool) -
     patience_s: float = function.spec.limits.queue_timeout_s
     if answered and control.deadline_at is None:
         patience_s = min(patience_s, SYNCHRONOUS_WAIT_S)
-    return _invocation(random_id, function, event, control=control, age_s=0.0, patience_s=patience_s)
+    return _invocation(random_id, function, event, control=control, now=now, age_s=0.0, patience_s=patience_s)
 
 
 def without_event(function: FunctionVersion) -> Invocation:
     """What stands for an event that could not be decoded, so that its sender can be told."""
     random_id = random_invocation_id()
     event = Event(id=random_id, source="", type="", subject="", time="", datacontenttype="", dataschema="", extensions={}, data=b"")
-    return _invocation(random_id, function, event, control=Control(), age_s=0.0, patience_s=SYNCHRONOUS_WAIT_S)
+    return _invocation(random_id, function, event, control=Control(), now=0.0, age_s=0.0, patience_s=SYNCHRONOUS_WAIT_S)
 
 
 def _decoded(
@@ -109,25 +111,24 @@ def _invocation(
     event: Event,
     *,
     control: Control,
+    now: float,
     age_s: float,
     patience_s: float,
     first: bool = True,
-    stored: bool = False,
 ) -> Invocation:
     """Put the wall-clock moments of an event onto this node's monotonic clock, once: a clock that is set later changes nothing."""
-    now = time.monotonic()
-    start_by, deadline = now - age_s + patience_s, float("inf")
+    now_monotonic = time.monotonic()
+    start_by, deadline = now_monotonic - age_s + patience_s, float("inf")
     if control.deadline_at is not None:
-        deadline = now + control.deadline_at - time.time()
+        deadline = now_monotonic + control.deadline_at - now
     return Invocation(
         id=id,
         function=function,
         event=event,
         control=control,
-        received_monotonic=now,
+        received_monotonic=now_monotonic,
         waited_us=round(age_s * 1e6) if first else 0,
         start_by_monotonic=min(start_by, deadline),
         late_reason="deadline" if deadline < start_by else "queue_timeout",
         deadline_monotonic=deadline,
-        stored=stored,
     )

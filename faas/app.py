@@ -21,6 +21,7 @@ import structlog
 from faas import subjects
 from faas.accounting.records import UsageRecords
 from faas.budget.prices import PriceTable
+from faas.bus import clock
 from faas.bus.connection import Bus, Message
 from faas.bus.disk import DiskWatch
 from faas.bus.janitor import Janitor
@@ -115,7 +116,7 @@ async def running(
                 log.error("profile.invalid", error=str(error))
             folder = await asyncio.to_thread(_read_folder, config, profiles)
             url, token, server = await stack.enter_async_context(_bus_address(config))
-            bus = await stack.enter_async_context(Bus.open(url, node=config.node))
+            bus = await stack.enter_async_context(_bus(config, url))
             missing.remove("bus")
             store_bytes = server.store_bytes if server is not None else None
             node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build))
@@ -196,10 +197,10 @@ class _Node:
             )
             heartbeats = await stack.enter_async_context(Heartbeats.open(config.bus.ack_wait_s))
             service = await stack.enter_async_context(Service.open(bus, node=config.node, version=__version__))
+            cancelling = await stack.enter_async_context(Cancelling.open(bus, outcomes, dispatcher.unended))
             intake = await stack.enter_async_context(
                 Intake.open(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, grace_s=GRACE_S)
             )
-            cancelling = await stack.enter_async_context(Cancelling.open(bus, outcomes, dispatcher.unended))
             node = cls(config, bus, environments=environments, pool=pool, intake=intake, questions=questions, captured=captured)
             node._cancelling = cancelling
             cancelling.functions = node._function
@@ -237,6 +238,8 @@ class _Node:
     @asynccontextmanager
     async def serving(self, place: Place) -> AsyncIterator[None]:
         """Serve the registry, and answer what is asked about it."""
+        if self._cancelling is not None:
+            await self._cancelling.listen()
         async with Rollout.open(
             place, self._bus, pool=self._pool, intake=self._intake, environments=self._environments, captured=self._captured
         ) as rollout:
@@ -248,8 +251,6 @@ class _Node:
                 self._intake.say(message.reply, msgspec.json.encode(rollout.in_full(name) if name else rollout.reports))
 
             await self._bus.subscribe(subjects.node(self._config.node, "functions"), answer)
-            if self._cancelling is not None:
-                await self._cancelling.listen()
             async with Nodes(self._bus).announced(lambda: self._seen(rollout), replicas=self._config.bus.replicas):
                 yield
 
@@ -269,7 +270,8 @@ class _Node:
 
     @property
     def absent(self) -> str:
-        return self._questions.absent
+        """What is away or wrong and stops nothing, in words; "" where nothing is."""
+        return "; ".join(filter(None, (clock.problem(self._bus), self._questions.absent)))
 
     @property
     def drained(self) -> Drained:
@@ -296,7 +298,9 @@ def _dispatcher(
     bus: Bus, attempts: Attempts, outcomes: Outcomes, *, speech: Speech, usage: UsageRecords, captured: dict[str, str]
 ) -> Dispatcher:
     letters, schedules = Letters(bus), Schedules(bus)
-    return Dispatcher(attempts, outcomes, letters=letters, schedules=schedules, speech=speech, usage=usage, captured=captured)
+    dispatcher = Dispatcher(attempts, outcomes, letters=letters, schedules=schedules, speech=speech, usage=usage, captured=captured)
+    dispatcher.now = bus.now
+    return dispatcher
 
 
 def _environments(config: Config) -> Environments:
@@ -317,6 +321,13 @@ def _read_folder(config: Config, profiles: dict[str, RuntimeProfile]) -> Reading
 
 
 # ---------------------------------------------------------------- the bus, and what is said of it
+
+
+@asynccontextmanager
+async def _bus(config: Config, url: str) -> AsyncIterator[Bus]:
+    """The connection, which knows the bus's time."""
+    async with Bus.open(url, node=config.node) as bus, clock.ClockWatch.open(bus):
+        yield bus
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import calendar
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -18,13 +19,13 @@ import structlog
 from faas.bus import consumers
 from faas.bus.cancels import Cancels
 from faas.bus.cloudevents import decode
-from faas.bus.connection import Bus, Message
+from faas.bus.connection import Bus, Message, Subscription
 from faas.bus.outcomes import Outcomes
 from faas.bus.reading import messages_of
 from faas.bus.schedules import due_of
 from faas.errors import FaasError
 from faas.identity import invocation_id
-from faas.model import Ended, EventInvalid, FunctionSpec, FunctionVersion, Outcome, Phases
+from faas.model import NAME_PATTERN, Ended, EventInvalid, FunctionSpec, FunctionVersion, Outcome, Phases
 from faas.runs import Cancelled
 from faas.unended import Held, Unended
 
@@ -32,11 +33,15 @@ log = structlog.get_logger()
 
 ASK_S = 0.3
 """For other nodes to say that they hold it; one that holds it answers at once."""
+READ_S = 10.0
+"""What was cancelled before a node starts may take so long to be read; it starts then, and reads on."""
 UNKNOWN_S = 86_400.0
 """How long a cancel matters of a function that this node does not serve: its queue timeout is not known here."""
 LOOKED_AT = 100_000
 """Of a function's waiting events so many are looked through for one that no node holds."""
 REQUESTS = "faas.cancel.>"
+_REQUEST = re.compile(rf"faas\.cancel\.({NAME_PATTERN})\.({NAME_PATTERN})\.([a-z2-7]{{26}})")
+"""Anything else is no invocation: a wildcard would be looked up as all of them."""
 HOLDING = "faas.node.any.holds"
 """A question to all nodes."""
 
@@ -48,6 +53,7 @@ class Cancelling:
         self._bus, self._outcomes, self._unended, self._group = bus, outcomes, unended, group
         self._cancels = Cancels(bus, lambda invocation, until: unended.cancel(invocation, until=until))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._heard: list[Subscription] = []
         self.functions: Callable[[tuple[str, str]], FunctionVersion | None] = lambda key: None
 
     @classmethod
@@ -58,20 +64,33 @@ class Cancelling:
             try:
                 yield cancelling
             finally:
+                await cancelling._deafen()
                 for task in cancelling._tasks:
                     task.cancel()
 
     async def listen(self) -> None:
-        """From now on; once the streams stand."""
-        await self._cancels.watch()
-        self._bus.on_reconnect.append(lambda: self._start(self._cancels.read()))
-        await self._bus.subscribe(HOLDING, self._asked)
-        await self._bus.subscribe(REQUESTS, self._requested, queue="faas-cancel")
+        """From now on; before the first function is served, so that nothing starts here that was cancelled before."""
+        self._heard.append(await self._cancels.watch())
+        self._bus.on_reconnect.append(self._read)
+        await asyncio.wait([self._read()], timeout=READ_S)
+        self._heard.append(await self._bus.subscribe(HOLDING, self._asked))
+        self._heard.append(await self._bus.subscribe(REQUESTS, self._requested, queue="faas-cancel"))
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    async def _deafen(self) -> None:
+        if self._read in self._bus.on_reconnect:
+            self._bus.on_reconnect.remove(self._read)
+        for subscription in self._heard:
+            await subscription.unsubscribe()
+
+    def _read(self) -> asyncio.Task[None]:
+        """What was cancelled before, or while the connection was lost, was not heard."""
+        return self._start(self._cancels.read())
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _asked(self, message: Message) -> None:
         held = self._unended.holds(message.data.decode("utf-8", "replace"))
@@ -88,9 +107,9 @@ class Cancelling:
             log.warning("cancel.not_answered", error=str(error))
 
     async def _answer(self, message: Message) -> None:
-        tokens = message.subject.split(".")
+        asked = _REQUEST.fullmatch(message.subject)
         try:
-            answer = await self.cancel(*tokens[2:]) if len(tokens) == 5 else Cancelled(cancelled=False, known=False)
+            answer = await self.cancel(*asked.groups()) if asked is not None else Cancelled(cancelled=False, known=False)
         except FaasError as error:
             log.warning("cancel.failed", subject=message.subject, error=str(error))
             answer = Cancelled(cancelled=False, error=str(error))
@@ -107,6 +126,8 @@ class Cancelling:
             return Cancelled(cancelled=True)
         found = await self._outcomes.find(tenant, function, invocation, leader=True)
         if found is not None:
+            if found.outcome == "cancelled":  # whoever did that may have failed before the nodes were told
+                await self._cancels.put(invocation, for_s=for_s)
             return Cancelled(cancelled=False, outcome=found.outcome)
         tried = await self._outcomes.attempts(tenant, function, invocation, leader=True)
         event_id = held.event_id if held is not None else tried.event_id

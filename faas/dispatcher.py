@@ -78,13 +78,14 @@ class Dispatcher:
         self._usage = usage
         self._captured = captured  # [output] subject -> the stream that captures it
         self._draining = False
+        self.now: Callable[[], float] = time.time  # seconds since the epoch, by the clock that stamps events
         self.unended = Unended()
 
     # ------------------------------------------------------------ durable
 
     async def handle(self, delivery: Delivery, function: FunctionVersion, on_leased: Callable[[], None]) -> None:
         """Take one stored event to its one stored outcome. The acknowledgement is last: until then a crash means redelivery."""
-        invocation = admission.of_delivery(delivery, function)
+        invocation = admission.of_delivery(delivery, function, now=self.now())
         if isinstance(invocation, EventInvalid):
             await self._refuse(delivery, function, invocation)
             return
@@ -156,7 +157,7 @@ class Dispatcher:
 
     async def _schedule(self, delivery: Delivery, invocation: Invocation, attempt: int, *, delay_s: float) -> bool:
         """Have the invocation come again by a schedule, with what its place in the stream told."""
-        was, event, now = invocation.due, invocation.event, time.time()
+        was, event, now = invocation.due, invocation.event, self.now()
         due = Due(
             invocation=invocation.id,
             first_seen=was.first_seen if was is not None else delivery.stored_at,
@@ -251,7 +252,7 @@ class Dispatcher:
 
         Returns the reason of its end, "" for a success.
         """
-        invocation = admission.of_message(message, function, answered=bool(reply_to))
+        invocation = admission.of_message(message, function, answered=bool(reply_to), now=self.now())
         if isinstance(invocation, EventInvalid):
             refused = Attempt(Ended(reason="event_invalid", detail=invocation.detail), Phases())
             return await self._reply(reply_to, admission.without_event(function), refused)

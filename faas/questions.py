@@ -164,6 +164,7 @@ class Questions:
             sandboxes=standing.sandboxes,
             spares=standing.spares,
             bus_connected=self._bus.connected,
+            clock_skew_s=time.time() - self._bus.now(),
             queued=queued,
             pending=pending,
             open=balance.open,

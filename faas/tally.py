@@ -105,6 +105,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     sandboxes: dict[tuple[str, str], int] = {}  # by profile, state
     spares: dict[str, int] = {}
     bus_connected: bool = False
+    clock_skew_s: float = 0.0  # how far this machine is ahead of the bus
     queued: dict[Key, int] = {}
     pending: dict[Key, int] = {}
     open: dict[Key, int] = {}

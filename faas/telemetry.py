@@ -25,3 +25,8 @@ def set_up_logging(*, debug: bool = False, quiet: bool = False, json: bool = Fal
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def without_token(url: str) -> str:
+    """The addresses of a NATS URL alone, for lines that people and log collectors see; several are joined by commas."""
+    return ",".join(f"nats://{address.rpartition('://')[2].rpartition('@')[2]}" for address in url.split(","))

@@ -11,7 +11,7 @@ from msgspec import Struct
 from faas.invocation import Invocation
 
 CANCELLED_LIMIT = 10_000
-"""So many are remembered before those are forgotten whose events have expired."""
+"""So many are remembered before those are forgotten whose events have expired; then twice as many as were left."""
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -35,6 +35,7 @@ class Unended:
     def __init__(self) -> None:
         self._here: dict[str, _Unended] = {}
         self._cancelled: dict[str, float] = {}  # until when that matters, in seconds since the epoch
+        self._limit = CANCELLED_LIMIT
 
     async def alone(self, invocation: Invocation) -> None:
         """Hold a durable invocation, one at a time of each, until `remove`: the same event may arrive twice, and the second must find what the first stored."""
@@ -73,8 +74,10 @@ class Unended:
 
     def cancel(self, invocation: str, *, until: float) -> None:
         """End it here, and start it no more until then; its outcome is stored already, where it has one."""
-        if len(self._cancelled) >= CANCELLED_LIMIT:
-            self._cancelled = {id: at for id, at in self._cancelled.items() if at > time.time()}
+        if len(self._cancelled) >= self._limit:
+            now = time.time()
+            self._cancelled = {id: at for id, at in self._cancelled.items() if at > now}
+            self._limit = max(CANCELLED_LIMIT, 2 * len(self._cancelled))  # else all would be looked through at each further one
         self._cancelled[invocation] = until
         if (here := self._here.get(invocation)) is not None:
             here.invocation.cancel()

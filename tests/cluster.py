@@ -7,7 +7,7 @@ import json
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,8 @@ from faas.bus.server import find_server
 from faas.processes import die_with_parent
 
 SIZE = 3
+Place = tuple[str, tuple[str, ...]]
+"""An address, and what a command begins with to run where that is."""
 
 
 @dataclass
@@ -29,29 +31,35 @@ class Server:
     name: str
     folder: Path
     cluster_port: int
+    host: str = "127.0.0.1"
+    way: tuple[str, ...] = ()  # what its command begins with, to run in a network of its own
     process: asyncio.subprocess.Process | None = None
     port: int = -1
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self.host}:{self.port}"
 
-    async def start(self, routes: list[int]) -> None:
+    @property
+    def route(self) -> str:
+        return f"nats://{self.host}:{self.cluster_port}"
+
+    async def start(self, routes: list[str]) -> None:
         """On the port that it had before, where it had one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob("*.ports"):
             old.unlink()
         (self.folder / "server.conf").write_text(
             f"""server_name: {self.name}
-listen: "127.0.0.1:{self.port}"
+listen: "{self.host}:{self.port}"
 ports_file_dir: "{self.folder}"
 log_file: "{self.folder / "server.log"}"
 jetstream {{ store_dir: "{self.folder / "store"}", max_file_store: {2**33}, max_memory_store: {2**26} }}
-cluster {{ name: faas, listen: "127.0.0.1:{self.cluster_port}", routes: [{", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)}] }}
+cluster {{ name: faas, listen: "{self.host}:{self.cluster_port}", routes: {json.dumps(routes)} }}
 """
         )
         self.process = await asyncio.create_subprocess_exec(
-            find_server(), "-c", str(self.folder / "server.conf"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            *self.way, find_server(), "-c", str(self.folder / "server.conf"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=die_with_parent,
         )  # fmt: skip
         file = self.folder / f"nats-server_{self.process.pid}.ports"
@@ -77,7 +85,7 @@ class Cluster:
         return ",".join(server.url for server in self.servers.values())
 
     async def start(self, name: str) -> None:
-        await self.servers[name].start([server.cluster_port for server in self.servers.values() if server.name != name])
+        await self.servers[name].start([server.route for server in self.servers.values() if server.name != name])
 
     async def leader(self, stream: str) -> str:
         """The name of the server that leads a stream."""
@@ -98,11 +106,13 @@ def _urls(file: Path) -> list[str]:
 
 
 @asynccontextmanager
-async def running_cluster(root: Path) -> AsyncIterator[Cluster]:
-    """Three servers that have found one another, with JetStream ready."""
+async def running_cluster(root: Path, places: Mapping[str, Place] | None = None) -> AsyncIterator[Cluster]:
+    """Three servers that have found one another, with JetStream ready; on this machine, or each in a place of its own."""
     cluster = Cluster()
+    for name, (host, way) in (places or {}).items():
+        cluster.servers[name] = Server(name, root / name, 6222, host=host, way=way)
     with ExitStack() as taken:  # together, so that they are three different ones
-        for n in range(SIZE):
+        for n in range(0 if places else SIZE):
             socket_ = taken.enter_context(socket.socket())
             socket_.bind(("127.0.0.1", 0))
             cluster.servers[f"n{n}"] = Server(f"n{n}", root / f"n{n}", socket_.getsockname()[1])

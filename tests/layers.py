@@ -53,8 +53,10 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "m
 POLLING_ALLOWED = {
     "accounting/records.py:UsageRecords._store": "back-off between two tries while the bus refuses; nothing announces its return",
     "bus/connection.py:Bus._watch": "watchdog: nats-py tells nobody that its read loop has died",
+    "bus/clock.py:ClockWatch._run": "nothing announces that a clock was set",
     "bus/disk.py:DiskWatch._run": "nothing announces that a disk fills up, or that it has space again",
     "bus/keeper.py:StreamKeeper._run": "back-off between two tries to declare; what makes it try is awaited",
+    "bus/cancels.py:Cancels.read": "back-off between two tries to read what was cancelled while the connection was lost",
     "bus/pull.py:Heartbeats._run": "beats at a fixed pace while a delivery is held, and waits for an event while none is",
     "bus/server.py:EmbeddedServer._watch": "back-off between two starts; the end of the server itself is awaited",
     "calling/flows.py:items_of": "as client.request: a node that stops answered; nothing announces the next one",

@@ -37,6 +37,7 @@ from faas.bus.messages import (
     encode_head,
 )
 from faas.errors import AlreadyStored, BusUnavailable, MessageTooLarge, StoreRefused, SubjectInvalid
+from faas.telemetry import without_token
 
 __all__ = ["ApiError", "Bus", "Callback", "Message", "NoStream", "Stored", "StoredMessage", "Subscription", "encode_head"]
 
@@ -53,6 +54,7 @@ LINE_LIMIT_BYTES = 3800
 UNSENT_BYTES = 16 * 2**20
 """What is kept while the connection is away; beyond, a publish is refused."""
 NO_RESPONDERS = 503
+GET_S, GET_TIMES = 2.0, 4
 
 Callback = Callable[[Message], None]
 T = TypeVar("T")
@@ -112,7 +114,8 @@ class Bus:
         self._connected_monotonic = 0.0
         self.silent = False  # a fence was not answered in time: a shutdown of many subscriptions waits once, not for each
         self._last_error = ""
-        self.on_reconnect: list[Callable[[], None]] = []
+        self.now: Callable[[], float] = time.time  # seconds since the epoch; by the bus's clock where that is asked (bus/clock.py)
+        self.on_reconnect: list[Callable[[], object]] = []
 
     @classmethod
     @asynccontextmanager
@@ -172,7 +175,7 @@ class Bus:
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
             await _give_up(client)
             said = str(error) or self._last_error or type(error).__name__
-            raise BusUnavailable(f"no NATS at {_without_token(self._url)}: {said.removeprefix('nats: ')}") from error
+            raise BusUnavailable(f"no NATS at {without_token(self._url)}: {said.removeprefix('nats: ')}") from error
         self._client = client
         self._last_error = ""
         self._connected_monotonic = time.monotonic()
@@ -344,10 +347,17 @@ class Bus:
             raise BusUnavailable(f"{subject}: no answer of JetStream: {cause}") from cause
         raise ApiError(subject, status=error.code, number=error.err_code, description=error.description)
 
+    async def get(self, stream: str, which: object) -> GetAnswer:
+        """One stored message, through the stream's leader. Asked again where nobody answers: servers that choose a leader drop the question."""
+        for _ in range(GET_TIMES - 1):
+            with suppress(BusUnavailable):
+                return await self.api(f"STREAM.MSG.GET.{stream}", which, GetAnswer, timeout_s=GET_S)
+        return await self.api(f"STREAM.MSG.GET.{stream}", which, GetAnswer, timeout_s=GET_S)
+
     async def last_stored(self, stream: str, subject: str) -> StoredMessage | None:
         """The last message of a subject, read through the stream's leader."""
         try:
-            found = (await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, GetAnswer)).message
+            found = (await self.get(stream, {"last_by_subj": subject})).message
         except ApiError as error:
             if error.status == 404:
                 return None
@@ -380,8 +390,3 @@ async def _give_up(client: Client, *, within_s: float = 1.0) -> None:
     with suppress(Exception):
         async with asyncio.timeout(within_s):
             await client.close()
-
-
-def _without_token(url: str) -> str:
-    """The addresses alone, for messages."""
-    return ",".join(f"nats://{address.rpartition('://')[2].rpartition('@')[2]}" for address in url.split(","))

@@ -15,7 +15,7 @@ from msgspec import Struct
 from faas import subjects
 from faas.bus.connection import ApiError, Bus
 from faas.bus.cover import borrowed_subjects, filters
-from faas.bus.listing import NO_CONSUMER, OWNER, ConsumerSeen, consumers_of, owner
+from faas.bus.listing import NO_CONSUMER, OWNER, REMADE, ConsumerSeen, consumers_of, owner
 from faas.bus.streams import find_stream
 from faas.config import BusConfig
 from faas.errors import BusUnavailable
@@ -42,7 +42,8 @@ class ConsumerConfig(Struct, frozen=True, kw_only=True):
 
 
 class Consumer(Struct, frozen=True, kw_only=True):
-    """A consumer to pull from. `may_repeat`: another consumer of the same function may deliver the same event.
+    """A consumer to pull from. `may_repeat`: another consumer of the same function may deliver the same event; of those up to the
+    sequence `repeats_upto` one of the same name may have, before it vanished.
 
     `floor` is the sequence up to which all was settled when the node started; `config` is what it is made again from
     should it vanish, None where it only drains.
@@ -52,6 +53,7 @@ class Consumer(Struct, frozen=True, kw_only=True):
     name: str
     ack_wait_s: float
     may_repeat: bool = False
+    repeats_upto: int = 0
     floor: int = 0
     config: ConsumerConfig | None = None
 
@@ -109,27 +111,37 @@ async def _ensure_on(
             if error.number != NO_CONSUMER:  # another node takes up the same change, and was faster
                 raise
     floor = own.ack_floor.stream_seq if own.has_backlog else max(last, own.delivered.stream_seq)
-    mine = Consumer(stream=stream, name=own.name, ack_wait_s=ack_wait_s, may_repeat=bool(draining), floor=floor, config=wanted)
+    mine = Consumer(
+        stream=stream,
+        name=own.name,
+        ack_wait_s=ack_wait_s,
+        may_repeat=bool(draining),
+        repeats_upto=own.repeats_upto,
+        floor=floor,
+        config=wanted,
+    )
     return [mine, *draining]
 
 
-async def restore_consumer(bus: Bus, consumer: Consumer, floor: int) -> bool:
-    """Make a consumer that has vanished again, behind `floor`; the outcome guard absorbs what it delivers twice.
+async def restore_consumer(bus: Bus, consumer: Consumer, floor: int) -> int | None:
+    """Make a consumer that has vanished again, behind `floor`. Returns its `repeats_upto`: what it delivers up to there has to be looked up,
+    since it counts deliveries anew.
 
-    False: it only drained, and is not needed. Raises ApiError where its stream is gone too, BusUnavailable.
+    None: it only drained, and is not needed. Raises ApiError where its stream is gone too, BusUnavailable.
     """
     try:
-        await bus.api(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}", None, _Anything)
+        return (await bus.api(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}", None, ConsumerSeen)).repeats_upto
     except ApiError as error:
         if error.number != NO_CONSUMER:
             raise
-    else:
-        return True
     if consumer.config is None:
-        return False
-    config = {**msgspec.to_builtins(consumer.config), **_from_sequence(floor + 1)}
+        return None
+    state = await find_stream(bus, consumer.stream)
+    last = state.state.last_seq if state is not None else 0
+    metadata = {**consumer.config.metadata, REMADE: str(last)}
+    config = {**msgspec.to_builtins(consumer.config), **_from_sequence(floor + 1), "metadata": metadata}
     await _write_consumer(bus, consumer.stream, config)
-    return True
+    return last
 
 
 def _consumer(spec: FunctionSpec, filtered: tuple[str, ...], config: BusConfig) -> ConsumerConfig:

@@ -19,7 +19,6 @@ from msgspec import Struct
 
 from faas import subjects
 from faas.bus.connection import ApiError, Bus, Message
-from faas.bus.messages import GetAnswer
 from faas.errors import BusUnavailable
 
 log = structlog.get_logger()
@@ -205,7 +204,7 @@ class Janitor:
             return stream.state.last_seq
         question = {"start_time": begins.isoformat().replace("+00:00", "Z"), "next_by_subj": ">"}
         try:
-            first = (await self._bus.api(f"STREAM.MSG.GET.{subjects.EVENTS}", question, GetAnswer)).message
+            first = (await self._bus.get(subjects.EVENTS, question)).message
         except ApiError as error:
             if error.status != 404:
                 raise

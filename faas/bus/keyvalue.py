@@ -13,7 +13,7 @@ from msgspec import Struct
 from faas.bus.connection import ApiError, Bus, encode_head
 from faas.bus.declared import StreamConfig
 from faas.bus.listing import NO_STREAM
-from faas.bus.messages import GetAnswer, decode_head
+from faas.bus.messages import decode_head
 from faas.bus.streams import ensure_stream, find_stream
 
 DELETED = ("DEL", "PURGE", "MaxAge", "Purge", "Remove")
@@ -96,7 +96,7 @@ class KeyValue:
 
     async def _get(self, which: dict[str, object]) -> Entry | None:
         try:
-            found = (await self._bus.api(f"STREAM.MSG.GET.{self._stream}", which, GetAnswer)).message
+            found = (await self._bus.get(self._stream, which)).message
         except ApiError as error:
             if error.status == 404 or error.number == NO_STREAM:
                 return None

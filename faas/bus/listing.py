@@ -10,6 +10,8 @@ from faas.bus.connection import ApiError, Bus
 
 OWNER = "faas-function"
 """Metadata of a consumer: whose it is."""
+REMADE = "faas-remade"
+"""Metadata of a consumer that was made again: the last sequence of its stream at that moment."""
 NO_STREAM, NO_CONSUMER = 10059, 10014
 
 
@@ -36,6 +38,12 @@ class ConsumerSeen(Struct):
     def function(self) -> str:
         """`<tenant>/<function>`, as we wrote it."""
         return str((self.config.get("metadata") or {}).get(OWNER, ""))
+
+    @property
+    def repeats_upto(self) -> int:
+        """The sequence up to which one of its name may have delivered before it was made again; 0 where it never was."""
+        text = str((self.config.get("metadata") or {}).get(REMADE, ""))
+        return int(text) if text.isascii() and text.isdecimal() else 0
 
     @property
     def filters(self) -> list[str]:

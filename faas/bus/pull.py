@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import structlog
 
 from faas.bus.connection import ApiError, Bus, Message, Subscription
@@ -49,7 +50,8 @@ class Delivery:
         self.stream, self.consumer = tokens[offset], tokens[offset + 1]
         self.num_delivered, self.sequence = int(tokens[offset + 2]), int(tokens[offset + 3])
         self.stored_at_ns, self.num_pending = int(tokens[offset + 5]), int(tokens[offset + 6])
-        self.ack_wait_s, self.may_repeat = consumer.ack_wait_s, consumer.may_repeat
+        self.ack_wait_s = consumer.ack_wait_s
+        self.may_repeat = consumer.may_repeat or self.sequence <= consumer.repeats_upto
         self._extended_monotonic = time.monotonic()
         self._unsettled = unsettled
         unsettled.add(self.sequence)
@@ -99,10 +101,15 @@ class Delivery:
             await self._bus.publish(self.reply, word)
 
     async def extend(self, now_monotonic: float) -> None:
-        """A sign of life; it counts only where it can arrive."""
-        if self._bus.connected:
-            self._bus.publish_soon(self.reply, b"+WPI")
-            self._extended_monotonic = now_monotonic
+        """A sign of life. It counts from this moment, and only once the server has said that it arrived. Raises BusUnavailable.
+
+        A connection that was cut without a word goes on taking what is sent for a quarter of a minute: to the server this node is dead meanwhile.
+        """
+        if not self._bus.connected:
+            return
+        await self._bus.request(self.reply, b"+WPI", timeout_s=self.ack_wait_s)
+        if self._extended_monotonic != -math.inf:
+            self._extended_monotonic = max(self._extended_monotonic, now_monotonic)
 
 
 class Heartbeats:
@@ -134,27 +141,32 @@ class Heartbeats:
         self._live.pop(delivery, None)
 
     async def _run(self) -> None:
-        while True:
-            if not self._live:
-                self._any.clear()
-                await self._any.wait()
-            await asyncio.sleep(self._tick_s)
-            await self.tick()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                if not self._live:
+                    self._any.clear()
+                    await self._any.wait()
+                await asyncio.sleep(self._tick_s)
+                self.tick(group)
 
-    async def tick(self) -> None:
-        """One round: extend what lives, report what is lost."""
+    def tick(self, group: asyncio.TaskGroup) -> None:
+        """One round: extend what lives, as tasks of the group, and report what is lost; no answer is waited for, so that none holds this up."""
         for delivery in list(self._live):
             now = self._clock()
-            if delivery.is_lost(now):
-                log.warning("delivery.lost", stream=delivery.stream, consumer=delivery.consumer, sequence=delivery.sequence)
-                delivery.mark_lost()
-                on_lost = self._live.pop(delivery, None)
-                if on_lost is not None:
-                    on_lost()
+            if not delivery.is_lost(now):
+                group.create_task(self._extend(delivery, now))
                 continue
-            try:
-                await delivery.extend(now)
-            except BusUnavailable as error:
+            log.warning("delivery.lost", stream=delivery.stream, consumer=delivery.consumer, sequence=delivery.sequence)
+            delivery.mark_lost()
+            on_lost = self._live.pop(delivery, None)
+            if on_lost is not None:
+                on_lost()
+
+    async def _extend(self, delivery: Delivery, now_monotonic: float) -> None:
+        try:
+            await delivery.extend(now_monotonic)
+        except BusUnavailable as error:
+            if delivery in self._live:
                 log.warning("delivery.not_extended", consumer=delivery.consumer, error=str(error))
 
 
@@ -295,7 +307,8 @@ class Puller:
             self._rest()
             return
         self._missing = False
-        if restored:
+        if restored is not None:
+            self.consumer = msgspec.structs.replace(self.consumer, repeats_upto=restored)
             self._ask()
         else:
             log.info("pull.drained", consumer=self.consumer.name)

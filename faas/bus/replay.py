@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from faas.bus.connection import ApiError, Bus, Message
 from faas.bus.listing import NO_STREAM, OWNER
-from faas.bus.messages import FoundMessage, GetAnswer
+from faas.bus.messages import FoundMessage
 from faas.errors import BusUnavailable
 
 ANSWER_S = 5.0
@@ -300,7 +300,7 @@ async def is_there(bus: Bus, stream: str, sequence: int) -> bool:
 async def _at(bus: Bus, stream: str, sequence: int) -> FoundMessage | None:
     """Through the stream's leader: a stream of somebody else may take no direct get."""
     try:
-        return (await bus.api(f"STREAM.MSG.GET.{stream}", {"seq": sequence}, GetAnswer)).message
+        return (await bus.get(stream, {"seq": sequence})).message
     except ApiError as error:
         if error.status == 404:
             return None

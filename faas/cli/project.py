@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from faas.cli.findings import Finding, ok, problem, warning
-from faas.cli.machine import existing
+from faas.cli.machine import clock, existing
 from faas.errors import ConfigInvalid, EnvironmentFailed, FaasError, SpecInvalid
 from faas.model import RuntimeProfile
 from faas.units import format_size
@@ -152,8 +152,8 @@ def node(folder: Path) -> Iterable[Finding]:
     except (ValueError, KeyError, TypeError):
         return [problem("node", f"{folder / 'node.json'} is not what a node wrote", f"rm {folder / 'node.json'}")]
     try:
-        with urllib.request.urlopen(f"{http}/readyz", timeout=HTTP_S):
-            pass
+        with urllib.request.urlopen(f"{http}/readyz", timeout=HTTP_S) as answer:
+            doubtful = str(json.loads(answer.read()).get("detail", ""))
     except urllib.error.HTTPError as error:
         return [warning("node", f"{name} is not ready: {_detail(error)}", "faas doctor")]
     except (OSError, ValueError) as error:
@@ -161,10 +161,12 @@ def node(folder: Path) -> Iterable[Finding]:
             return [problem("node", f"{name} (process {pid}) does not answer at {http}: {error}", f"kill {pid}")]
         return [warning("node", f"{name} was killed, or its machine stopped; the next start cleans up", "faas up")]
     try:
-        served, held, bound = asyncio.run(_served(bus))
+        served, held, bound, ahead_s = asyncio.run(_served(bus))
     except FaasError as error:
         return [problem("node", f"{name} answers at {http}, and its bus does not: {error}", f"kill {pid}")]
-    return [ok("node", f"{name} runs on {folder}, ready, with {served} functions"), _events(held, bound)]
+    detail = f"{name} runs on {folder}, ready, with {served} functions"
+    stands = warning("node", f"{detail}; {doubtful}", "") if doubtful else ok("node", detail)
+    return [stands, _events(held, bound), *clock(ahead_s)]
 
 
 def _events(held: int, bound: int) -> Finding:
@@ -187,15 +189,16 @@ def _detail(error: urllib.error.HTTPError) -> str:
         return str(error)
 
 
-async def _served(url: str) -> tuple[int, int, int]:
-    """(functions that are ready, bytes that FAAS_EVENTS holds, its bound)."""
+async def _served(url: str) -> tuple[int, int, int, float | None]:
+    """(functions that are ready, bytes that FAAS_EVENTS holds, its bound, how far this machine's clock is ahead of the bus's)."""
     from faas import subjects
+    from faas.bus.clock import skew_s
     from faas.bus.inspection import room
     from faas.client import connect
 
     async with connect(url) as client:
         ready = sum(report.state == "ready" for report in await client.functions())
-        return ready, *(await room(client.nats, subjects.EVENTS))
+        return ready, *(await room(client.nats, subjects.EVENTS)), await skew_s(client.nats)
 
 
 def _ports() -> Iterator[Finding]:

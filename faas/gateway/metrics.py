@@ -96,6 +96,7 @@ def _standing(snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily("faas_slots", "Attempts that may run at once on this node.", value=snapshot.slots)
     yield GaugeMetricFamily("faas_slots_free", "Of them, free.", value=snapshot.slots_free)
     yield GaugeMetricFamily("faas_bus_connected", "Whether the bus is connected.", value=snapshot.bus_connected)
+    yield GaugeMetricFamily("faas_clock_skew_seconds", "How far this machine's clock is ahead of the bus's.", value=snapshot.clock_skew_s)
     yield GaugeMetricFamily("faas_projection_absent", "Whether this node cannot say what ran.", value=snapshot.projection_absent)
     yield GaugeMetricFamily("faas_projection_behind", "Messages that its projection has not read yet.", value=snapshot.projection_behind)
     yield _gauge("faas_workers", "Workers by state.", labels=(*OWNER, "state"), values=snapshot.workers.items())

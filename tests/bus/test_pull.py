@@ -180,8 +180,8 @@ async def test_a_lost_delivery_says_nothing_more(bus: Bus, consumer: Consumer, d
     lost: list[bool] = []
     frozen = Heartbeats(CONFIG.ack_wait_s, clock=lambda: time.monotonic() + CONFIG.ack_wait_s + 1)
     frozen.add(delivery, lambda: lost.append(True))
-    await frozen.tick()
-    await frozen.tick()
+    frozen.tick(group)
+    frozen.tick(group)
     await delivery.ack()
     await delivery.ack_sync()
     await delivery.nak()
@@ -228,10 +228,41 @@ async def test_a_sign_of_life_counts_only_where_it_can_arrive(
     await bus._client.close()
     for _ in range(4):
         now += CONFIG.ack_wait_s / 3
-        await heartbeats.tick()
+        heartbeats.tick(group)
 
     assert lost == [True]
     await puller.stop()
+
+
+async def test_a_sign_of_life_that_nobody_confirms_holds_nothing(
+    tmp_path: Path, tenant: str, deliveries: Deliveries, group: asyncio.TaskGroup
+) -> None:
+    """Behind a cut cable, or a server that hangs, a connection looks whole for a quarter of a minute: the node must stop before another has begun."""
+    spec = a_function(tenant, "f", f"{tenant}.in")
+    async with (
+        EmbeddedServer.open(CONFIG, state=tmp_path, host="127.0.0.1", port=0, token="t") as server,
+        Bus.open(server.url, node="n") as bus,
+    ):
+        await streams.declare(bus, [spec], CONFIG, store_bytes=STORE_BYTES)
+        consumer = (await consumers.ensure_consumers(bus, [spec], CONFIG))[spec.tenant, spec.name][0]
+        puller = await Puller.start(bus, consumer, deliveries, group=group)
+        puller.want(1)
+        await publish(bus, consumer, b"one")
+        delivery = await deliveries.next()
+        lost = asyncio.Event()
+        async with Heartbeats.open(CONFIG.ack_wait_s) as heartbeats:
+            heartbeats.add(delivery, lost.set)
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                async with asyncio.timeout(4 * CONFIG.ack_wait_s):
+                    await lost.wait()
+                connected = bus.connected
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+        await puller.stop()
+
+    assert connected
+    assert delivery.lost
 
 
 # ---------------------------------------------------------------- faults

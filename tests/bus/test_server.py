@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from faas.bus import connection
 from faas.bus.connection import Bus
 from faas.bus.server import EmbeddedServer, find_server
 from faas.config import BusConfig
@@ -206,3 +207,20 @@ async def test_an_ipv6_address_is_written_in_brackets(tmp_path: Path) -> None:
         await bus.fence()
 
         assert server.url.startswith("nats://secret@[::1]:")
+
+
+async def test_a_question_that_nobody_answers_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that choose a leader drop what they are asked meanwhile: whoever reads the registry then must not fail for it."""
+    monkeypatch.setattr(connection, "GET_S", 0.3)
+    async with (
+        EmbeddedServer.open(CONFIG, state=tmp_path, host="127.0.0.1", port=0, token="t") as server,
+        Bus.open(server.url, node="n") as bus,
+    ):
+        await bus.api("STREAM.CREATE.kept", {"name": "kept", "subjects": ["kept.>"], "max_bytes": 2**20}, dict)
+        await bus.store("kept.a", b"body")
+        os.kill(server.pid, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(0.5, os.kill, server.pid, signal.SIGCONT)
+        found = await bus.last_stored("kept", "kept.a")
+
+    assert found is not None
+    assert found.data == b"body"

@@ -77,6 +77,37 @@ async def test_f29_a_consumer_that_was_deleted_is_made_again_and_loses_nothing(t
     assert len(pulls) < 50
 
 
+GATED = """import os, time
+def handle(event: str):
+    with open(os.path.join({folder!r}, "ran"), "a") as file:
+        file.write(event + "\\n")
+    while event == "waits" and not os.path.exists(os.path.join({folder!r}, "gate")):
+        time.sleep(0.01)
+"""
+
+
+async def test_f29_what_has_ended_is_not_run_again_by_a_consumer_that_was_made_again(tmp_path: Path) -> None:
+    """It begins behind the oldest event that has not ended, and delivers those behind it as if for the first time, without ids of their own."""
+    write_function(tmp_path / "functions", "gated", GATED.format(folder=str(tmp_path)), '[[trigger]]\nsubject = "chaos.gated"\n')
+    async with running(tmp_path / "functions", tmp_path / "state", "--environments", "current", environ=SHORT_LEASE) as node:
+        await node.watch()
+        stream = node.client.jetstream()
+        for number in range(6):
+            await stream.publish("chaos.gated", b"%d" % number if number else b"waits")
+        async with asyncio.timeout(8), node.arrived:
+            await node.arrived.wait_for(lambda: len(node.outcomes) == 5)
+        await stream.delete_consumer("FAAS_EVENTS", await its_consumer(node, "gated"))
+        await stream.publish("chaos.gated", b"last", headers={"Nats-Msg-Id": "last"})
+        await node.outcome("last", 20)
+        (tmp_path / "gate").touch()
+        async with asyncio.timeout(8), node.arrived:
+            await node.arrived.wait_for(lambda: len(node.outcomes) == 7)
+        while (await stream.consumer_info("FAAS_EVENTS", await its_consumer(node, "gated"))).num_ack_pending:
+            pass
+
+    assert sorted((tmp_path / "ran").read_text().split()) == ["1", "2", "3", "4", "5", "last", "waits"]
+
+
 @pytest.mark.parametrize("stream", STREAMS)
 async def test_f29_a_stream_that_was_deleted_is_declared_again_while_the_node_runs(tmp_path: Path, stream: str) -> None:
     """What was in it is lost by the hand of an administrator; what is accepted from then on has its outcome, from sequence 1 on."""

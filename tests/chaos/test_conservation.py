@@ -34,6 +34,24 @@ def imbalance(world: World, name: str) -> dict[str, float]:
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
+async def test_an_outcome_in_whose_place_another_is_stored_is_no_secret(world: World) -> None:
+    """The check that every fault ends with has to see what it looks for; the stream keeps one outcome of an invocation, whatever came before."""
+    await world.node("a")
+    await world.publish(20)
+    await world.settle(20)
+    before = await world.verdict()
+    (headers, body), *_ = await world.read("FAAS_OUTCOMES", "faas.outcome.default.quick.*")
+    await world.stream.publish(
+        f"faas.outcome.default.quick.{headers['Faas-Invocation']}",
+        body,
+        headers={"Faas-Event-Id": headers["Faas-Event-Id"], "Faas-Outcome": "failed", "Faas-Usage": "[]"},
+    )
+    after = await world.verdict()
+
+    assert before.broken == []
+    assert len(after.duplicated) == 1
+
+
 async def test_every_accepted_event_is_settled_by_the_balance_too_after_a_node_and_the_server_died(world: World) -> None:
     """By the projection of a node that started after all of it: nothing open, nothing lost, each event one run with one end."""
     await world.node("a")

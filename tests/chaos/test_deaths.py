@@ -176,17 +176,6 @@ async def test_f21_events_that_cannot_be_decoded_are_letters_and_hold_up_nobody(
     assert [head["Faas-Reason"] for head in letters] == ["event_invalid"] * 5
 
 
-async def test_f23_nodes_whose_clocks_are_an_hour_off_lose_and_expire_nothing(world: World) -> None:
-    """Leases and timeouts are on the monotonic clock; ages of minutes are nothing to a queue timeout of hours."""
-    await world.node("fast", environ={"SKEW_S": "3600"})
-    await world.node("slow", environ={"SKEW_S": "-3600"})
-    await world.publish(40, ["quick", "slow", "flaky"])
-
-    await check(world)
-    outcomes = [headers["Faas-Outcome"] for headers, _ in await world.read("FAAS_OUTCOMES", "faas.outcome.>")]
-    assert set(outcomes) == {"succeeded"}
-
-
 async def test_f22_an_event_that_always_kills_its_worker_blocks_nobody(world: World) -> None:
     """It ends as crashed, with a dead letter, while the others go on."""
     world.function("poison", "import os\ndef handle(event):\n    os._exit(1)\n")

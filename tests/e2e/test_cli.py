@@ -131,6 +131,14 @@ async def test_the_line_that_says_ready_names_what_is_not_built(node: Node) -> N
     assert "broken" in ready.partition("not built yet: ")[2]
 
 
+async def test_the_line_that_says_ready_holds_no_token(node: Node) -> None:
+    """It ends in a container's log, which more people read than may run functions; clients have it from node.json."""
+    ready = next(line for line in (node.state / "node.log").read_text().splitlines() if " is ready: " in line)
+
+    assert "nats nats://127.0.0.1:" in ready
+    assert node.info["token"] not in ready
+
+
 @pytest.mark.timeout(60)
 async def test_the_demo_tells_what_is_invalid_once(tmp_path: Path) -> None:
     """In full beside the progress, in short in the table; and a cost of nothing is no row of zeros."""

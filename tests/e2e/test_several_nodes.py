@@ -38,7 +38,7 @@ def handle(event: str):
     first = not os.listdir(event)
     with open(mine, "a", buffering=1) as file:
         while first:
-            file.write("x")
+            file.write("x\\n")
             time.sleep(0.05)
     return "second"
 """
