@@ -42,8 +42,9 @@ from faas.environments.build import Builder, BuildProgress
 from faas.environments.current import CurrentInterpreter
 from faas.environments.profile import load_profiles
 from faas.errors import only
-from faas.gateway.health import HealthServer
+from faas.gateway.health import health_routes
 from faas.gateway.metrics import exposition
+from faas.gateway.server import Gateway
 from faas.intake import Drained, Intake
 from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
@@ -109,8 +110,8 @@ async def running(
         async with AsyncExitStack() as stack:
             stack.enter_context(state_folder(config.state, config.node))
             absent = lambda: "" if node is None else node.absent  # noqa: E731
-            health = HealthServer.open(*config.http_address, ready=not_ready, absent=absent, metrics=metrics)
-            http = await stack.enter_async_context(health)
+            gateway = await stack.enter_async_context(Gateway.open(*config.http_address, config.http, waiting=lambda: missing))
+            gateway.add(health_routes(ready=not_ready, absent=absent, metrics=metrics))
             profiles, broken = await asyncio.to_thread(load_profiles, config.runtimes)
             for error in broken:
                 log.error("profile.invalid", error=str(error))
@@ -128,7 +129,7 @@ async def running(
                 disk = await stack.enter_async_context(DiskWatch.open(server, bus))
             await bus.fence()  # whoever reads node.json finds every endpoint
             missing.remove("functions")
-            info = _info(config, node.reports, url=url, token=token, http=http.url)
+            info = _info(config, node.reports, url=url, token=token, http=gateway.url)
             stack.enter_context(node_file(config.state / "node.json", info))
             try:
                 yield msgspec.structs.replace(info, building=node.building if eager else ())

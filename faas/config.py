@@ -31,7 +31,7 @@ SECRET_VARIABLE = "FAAS_SECRET_"
 """A secret of `provider = "environment"`, and no key of the file."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 NOT_YET: Mapping[str, tuple[str, ...]] = {
-    "": ("http", "policy", "tenant"),
+    "": ("policy", "tenant"),
     "pool": ("base_image",),
 }
 """Sections and keys of the contract whose effect is not built; refused, so that nobody relies on them."""
@@ -64,6 +64,15 @@ class PoolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.slots or 4 * (os.cpu_count() or 1)
 
 
+class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[http]`: bounds of what one client may send, and hold open."""
+
+    max_body_bytes: Size = field(name="max_body", default=Size(64 * 2**20))
+    max_header_bytes: Size = field(name="max_header", default=Size(8 * 2**10))  # of the request line, and of each header
+    keep_alive_s: Duration = field(name="keep_alive", default=Duration(75))  # an idle connection, and a head that does not come whole
+    body_timeout_s: Duration = field(name="body_timeout", default=Duration(30))  # without another byte of a body
+
+
 class Prices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[prices]`, US dollars an hour. Without a table everything costs 0 under the version "none"."""
 
@@ -89,6 +98,7 @@ class FileConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pool: PoolConfig = PoolConfig()
     prices: Prices = Prices()
     secrets: SecretsConfig = SecretsConfig()
+    http: HttpConfig = HttpConfig()
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -107,6 +117,7 @@ class Config(Struct, frozen=True, kw_only=True):
     pool: PoolConfig = PoolConfig()
     prices: Prices = Prices()
     secrets: SecretsConfig = SecretsConfig()
+    http: HttpConfig = HttpConfig()
 
 
 def load_file(path: Path | None, environ: Mapping[str, str]) -> FileConfig:
@@ -170,7 +181,7 @@ def _refuse_not_yet(table: Mapping[str, object]) -> None:
 
 
 def _check_ranges(parsed: FileConfig) -> None:
-    bus, pool, prices = parsed.bus, parsed.pool, parsed.prices
+    bus, pool, prices, http = parsed.bus, parsed.pool, parsed.prices, parsed.http
     rules: list[tuple[bool, str, str]] = [
         (
             all(_is_folder(folder) for folder in parsed.node.mounts),
@@ -183,6 +194,10 @@ def _check_ranges(parsed: FileConfig) -> None:
         (60 <= bus.outcome_retention_s <= 30 * 86_400, "bus.outcome_retention", "must be between 1m and 30d"),
         (bus.max_bytes >= 2**20, "bus.max_bytes", "must be at least 1MiB"),
         (0 <= pool.slots <= 4096, "pool.slots", "must be between 1 and 4096, or 0 for 4 x cores"),
+        (2**10 <= http.max_body_bytes <= 2**40, "http.max_body", "must be between 1KiB and 1TiB"),
+        (2**10 <= http.max_header_bytes <= 64 * 2**10, "http.max_header", "must be between 1KiB and 64KiB"),
+        (1 <= http.keep_alive_s <= 3600, "http.keep_alive", "must be between 1s and 1h"),
+        (1 <= http.body_timeout_s <= 3600, "http.body_timeout", "must be between 1s and 1h"),
         (bool(prices.version), "prices.version", 'must not be empty; name the table, like "2026-11"'),
     ]
     amounts = {"cpu_hour": prices.cpu_hour, "gib_hour": prices.gib_hour, **{f"gpu_hour.{k}": v for k, v in prices.gpu_hour.items()}}

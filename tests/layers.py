@@ -73,6 +73,7 @@ BROAD_ALLOWED = {
     "bus/connection.py:Subscription._receive": "total: an exception here would end the reading of its subject for ever",
     "bus/connection.py:Bus._announce": "total, as nats-py's callbacks must be",
     "bus/connection.py:_give_up": "gives up a client that is broken already; what it says about it changes nothing",
+    "gateway/server.py:Gateway._handle": "the request boundary: what is wrong with one request ends no other",
     "environments/probe.py:_broken": "code of others: whatever its import raises is what was asked for",
     "cli/findings.py:examine.run": "a probe that breaks is a finding: the doctor is asked when things are broken",
     "calling/flows.py:_caught": "raised again when the turn of its item has come",

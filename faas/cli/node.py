@@ -115,6 +115,7 @@ def settings_of(
         pool=parsed.pool,
         prices=parsed.prices,
         secrets=parsed.secrets,
+        http=parsed.http,
     )
 
 

@@ -86,7 +86,7 @@ def test_an_environment_variable_wins_over_the_file(tmp_path: Path) -> None:
         ("[secrets]\n", ("secrets.folder", "is missing")),
         ('[secrets]\nprovider = "environment"\nfolder = "x"', ("secrets.folder", "no effect")),
         ('[secrets]\nprovider = "vault"', ("secrets.provider", "environment")),
-        ("[http]\n", ("http", "not supported yet")),
+        ('[http]\nmax_body = "1B"\n', ("http.max_body", "between 1KiB and 1TiB")),
         ('[node]\nmounts = ["data"]', ("node.mounts", "absolute")),
         ('[node]\nmounts = ["/data/../etc"]', ("node.mounts", "absolute")),
         ('[node]\nmounts = "/data"', ("node.mounts", "a list")),

@@ -1,0 +1,158 @@
+"""The node's HTTP server: it listens from the first moment, finds the caller of each request, and turns every error into a problem document.
+
+Owns limits of connections and heads, who may do what, and what is answered while the node starts and stops. Knows no route
+of its own: parts of the gateway add theirs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+import structlog
+from aiohttp import web
+
+from faas.config import HttpConfig
+from faas.errors import ConfigInvalid, FaasError
+from faas.gateway.problems import Refusal, problem, problem_of
+from faas.gateway.routes import Call, Route, Routes
+from faas.security.tokens import ANYONE, Principal
+
+log = structlog.get_logger()
+
+CLOSING_S = 1.0
+"""For answers that are being written when the server closes."""
+
+_AIOHTTP = logging.getLogger("faas.gateway.aiohttp")
+_AIOHTTP.addHandler(logging.NullHandler())
+_AIOHTTP.propagate = False  # broken requests are its senders' business, and any stranger can send thousands
+
+Identify = Callable[[web.BaseRequest], Principal]
+"""Who sends a request. Raises Refusal (401)."""
+
+
+class Gateway:
+    """`open` it before anything else of a node; `add` routes at any time. `url` has the port that was chosen.
+
+    `identify` is who sends a request; until a part of the node that knows tenants sets another, only its own machine may.
+    """
+
+    def __init__(self, *, waiting: Callable[[], list[str]]) -> None:
+        self._waiting = waiting
+        self._routes = Routes()
+        self.identify: Identify = own_machine
+        self.url = ""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, host: str, port: int, config: HttpConfig, *, waiting: Callable[[], list[str]]) -> AsyncIterator[Gateway]:
+        """Listen until the block is left. `waiting` names what must be there before anything but the routes for always is answered.
+
+        Raises ConfigInvalid where the port is in use.
+        """
+        gateway = cls(waiting=waiting)
+        server = _Server(gateway._handle, config)
+        runner = web.ServerRunner(server, handle_signals=False)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, host, port, shutdown_timeout=CLOSING_S)
+            try:
+                await site.start()
+            except OSError as error:
+                said = error.strerror or str(error)
+                raise ConfigInvalid(
+                    f"--http {host}:{port} cannot be listened on: {said}; choose another port (0 lets the system choose)"
+                ) from error
+            chosen = runner.addresses[0][1]
+            gateway.url = f"http://{f'[{host}]' if ':' in host else host}:{chosen}"
+            yield gateway
+        finally:
+            await runner.cleanup()
+
+    def add(self, routes: Iterable[Route]) -> None:
+        """Serve these too, from now on."""
+        self._routes.add(routes)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._answer(request)
+        except FaasError as error:
+            return problem_of(error)
+        except web.HTTPException as error:
+            return problem(error.status, "http_error", error.reason)
+        except Exception:  # the request boundary: what is wrong with one request ends no other
+            log.exception("request.failed", method=request.method, path=request.path[:200])
+            return problem(500, "error", "this node failed to answer; its log says why")
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Find the route, the caller, and whether it may; then have it answered."""
+        route, names = self._routes.find(request.method, request.rel_url.raw_path)
+        principal = ANYONE
+        if not route.always:
+            if waiting := self._waiting():
+                raise Refusal(503, "not_ready", f"waiting for: {', '.join(waiting)}")
+            if route.scope:
+                principal = self.identify(request)
+                if not principal.may(route.scope):
+                    raise Refusal(403, "forbidden", f"the token has no scope {route.scope}")
+        return await route.handle(Call(request, principal, names))
+
+
+class _Server(web.Server):
+    """aiohttp's server, with heads bounded in size and time, raw bodies, and a handler that ends with its client."""
+
+    def __init__(self, handler: Callable[[web.BaseRequest], object], config: HttpConfig) -> None:
+        super().__init__(
+            handler,  # type: ignore[arg-type]
+            handler_cancellation=True,
+            keepalive_timeout=config.keep_alive_s,  # also what a new connection has to send its first head
+            max_line_size=config.max_header_bytes,
+            max_field_size=config.max_header_bytes,
+            auto_decompress=False,
+            access_log=None,
+            logger=_AIOHTTP,
+        )
+        self._options = self._kwargs
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._options)
+
+
+class _Connection(web.RequestHandler):
+    """One connection: what is no HTTP is answered by a problem document too."""
+
+    def handle_error(self, request: web.BaseRequest, status: int = 500, *about: BaseException | str | None) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun; there is no other")
+        said = next((line for text in reversed(about) for line in str(text or "").splitlines()), HTTPStatus(status).phrase)[:200]
+        answer = problem(status, "bad_request" if status == 400 else "http_error", said)
+        answer.force_close()
+        return answer
+
+
+def own_machine(request: web.BaseRequest) -> Principal:
+    """Whoever is on the node's own machine, and no web page that a browser there shows. Raises Refusal (403)."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+    origin = request.headers.get("Origin")
+    if (
+        not peer
+        or not _loopback(str(peer[0]))
+        or not _loopback(host)
+        or (origin is not None and origin != f"http://{request.headers.get('Host')}")
+    ):
+        raise Refusal(
+            403, "no_tenants", "this node has no tenants, so it serves programs of its own machine alone; write [[tenant]] into faas.toml"
+        )
+    return ANYONE
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
