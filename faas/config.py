@@ -13,7 +13,8 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct, field, structs
@@ -271,7 +272,7 @@ def _explained(text: str, path: str, root: type) -> KeyInvalid:
     if match := re.fullmatch(r"Object missing required field `(.*)`", text):
         return KeyInvalid(f"{path}.{match[1]}".lstrip("."), "is missing")
     if match := re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL):
-        known = [str(value) for value in get_args(_type_at(root, path))]
+        known = [str(value) for kind in _alternatives(_type_at(root, path)) for value in get_args(kind)]
         return KeyInvalid(path, f"unknown value {match[1][:80]}; {_nearest(match[1].strip(chr(39)), known, 'known values')}")
     if match := re.fullmatch(r"Expected `(.*)`, got `(.*)`", text):
         return KeyInvalid(path, f"must be {_KINDS.get(match[1], match[1])}, and is {_KINDS.get(match[2], match[2])}")
@@ -298,6 +299,11 @@ def _type_at(root: type, path: str) -> Any:
         else:
             current = next((f.type for f in _fields(current) if f.encode_name == part), None)
     return current
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """What a key may be where it may also be left out: `Verify | None` -> Verify."""
+    return tuple(one for one in get_args(kind) if one is not NoneType) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def _fields(kind: Any) -> tuple[structs.FieldInfo, ...]:

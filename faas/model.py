@@ -10,6 +10,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
+from faas.triggers import Trigger
 from faas.units import Duration, Size
 
 NAME_PATTERN = r"[a-z][a-z0-9-]{0,62}"
@@ -18,14 +19,6 @@ SECRET_PATTERN = r"[A-Za-z0-9]+(?:[_-][A-Za-z0-9]+)*"
 """Names of secrets, at most 63 characters: a file, a part of a variable, a key of `ctx.secrets`."""
 
 # ---------------------------------------------------------------- functions and profiles, as people write them
-
-
-class Trigger(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A subject whose events set the function off; NATS wildcards allowed."""
-
-    subject: str
-    delivery: Literal["at-least-once", "at-most-once"] = "at-least-once"
-    stream: str = ""  # one of the user's own, which has the subject, instead of FAAS_EVENTS
 
 
 class Mount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

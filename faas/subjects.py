@@ -34,6 +34,10 @@ def submit(tenant: str, function: str) -> str:
     return f"faas.submit.{tenant}.{function}"
 
 
+def hook(tenant: str, webhook: str) -> str:
+    return f"faas.hook.{tenant}.{webhook}"
+
+
 def outcome(tenant: str, function: str, invocation_id: str) -> str:
     return f"faas.outcome.{tenant}.{function}.{invocation_id}"
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 HEIGHTS = {
-    0: "errors model objects invocation runs tally subjects units identity envelope processes version worker",
+    0: "errors model objects invocation runs tally subjects triggers units identity envelope processes version worker",
     1: "config statefolder telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
     3: "pool accounting admission unended client",
@@ -38,6 +38,7 @@ HOMES = {
     "uv": ("environments/",),
     "packaging": ("environments/probe.py",),  # that of the interpreter that is asked, or pip's copy of it
     "pip": ("environments/probe.py",),
+    "standardwebhooks": ("security/signatures.py",),
     "aiosqlite": ("accounting/projection.py",),
     "prometheus_client": ("gateway/metrics.py",),
     "pynvml": ("gpu/",),

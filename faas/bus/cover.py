@@ -23,7 +23,14 @@ class Cover:
 
 def durable_subjects(spec: FunctionSpec) -> list[str]:
     """The subjects of a function's at-least-once triggers that FAAS_EVENTS takes, reduced by containment."""
-    return subjects.reduce_by_containment([t.subject for t in spec.triggers if t.delivery == "at-least-once" and not t.stream])
+    return subjects.reduce_by_containment(
+        [t.subject for t in spec.triggers if t.subject and t.delivery == "at-least-once" and not t.stream]
+    )
+
+
+def hook_subjects(spec: FunctionSpec) -> list[str]:
+    """Where the function's webhooks are published: the runtime's own subjects, each without a wildcard, so that they overlap with nothing."""
+    return list(dict.fromkeys(subjects.hook(spec.tenant, t.webhook) for t in spec.triggers if t.webhook))
 
 
 def borrowed_subjects(spec: FunctionSpec) -> dict[str, list[str]]:
@@ -36,8 +43,10 @@ def borrowed_subjects(spec: FunctionSpec) -> dict[str, list[str]]:
 
 
 def filters(spec: FunctionSpec) -> list[str]:
-    """What the function's consumer takes: its durable subjects, its submissions, and what has waited elsewhere and is due."""
-    return sorted([*durable_subjects(spec), subjects.submit(spec.tenant, spec.name), subjects.due(spec.tenant, spec.name)])
+    """What the function's consumer takes: its durable subjects and webhooks, its submissions, and what has waited elsewhere and is due."""
+    return sorted(
+        [*durable_subjects(spec), *hook_subjects(spec), subjects.submit(spec.tenant, spec.name), subjects.due(spec.tenant, spec.name)]
+    )
 
 
 def kept(present: Iterable[str], wanted: Iterable[str], in_use: Iterable[str]) -> list[str]:
@@ -66,7 +75,7 @@ def cover(specs: Sequence[FunctionSpec], present: Iterable[str] = ()) -> Cover:
             result.conflicts[(spec.tenant, spec.name)] = conflict
             continue
         owners += [(subject, spec.name if spec.tenant == "default" else f"{spec.tenant}/{spec.name}") for subject in own]
-        submits.append(subjects.submit(spec.tenant, spec.name))
+        submits += [subjects.submit(spec.tenant, spec.name), *hook_subjects(spec)]
     result.subjects = subjects.reduce_by_containment([subject for subject, _ in owners]) + list(dict.fromkeys(submits))
     return result
 

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from faas.cli.options import Json, Where, console, print_json
 from faas.model import FunctionReport
+from faas.triggers import Trigger
 
 KEY_COLUMNS = 24
 
@@ -98,6 +99,12 @@ def _schema(text: str) -> object:
     return json.loads(text) if text else None
 
 
+def _trigger(tenant: str, trigger: Trigger) -> str:
+    if trigger.webhook:
+        return f"POST /hooks/{tenant}/{trigger.webhook} ({'not verified' if trigger.verify == 'none' else trigger.verify})"
+    return trigger.subject if trigger.delivery == "at-least-once" else f"{trigger.subject} (at most once)"
+
+
 def _print_table(reports: list[FunctionReport]) -> None:
     from rich.table import Table
 
@@ -105,7 +112,7 @@ def _print_table(reports: list[FunctionReport]) -> None:
     for heading in ("function", "tenant", "runtime", "version", "state", "triggers"):
         table.add_column(heading, no_wrap=heading != "triggers")
     for report in reports:
-        triggers = ", ".join(t.subject if t.delivery == "at-least-once" else f"{t.subject} (at most once)" for t in report.triggers)
+        triggers = ", ".join(_trigger(report.tenant, trigger) for trigger in report.triggers)
         table.add_row(report.name, report.tenant, report.runtime, report.version, report.state, triggers)
     out = console()
     out.print(table)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from faas import subjects
 from faas.config import KeyInvalid
-from faas.model import NAME_PATTERN, FunctionSpec, RuntimeProfile
+from faas.model import NAME_PATTERN, SECRET_PATTERN, FunctionSpec, RuntimeProfile
+from faas.triggers import Trigger, Verify
 from faas.units import format_size
 
 TAGS_LIMIT = 20
@@ -28,7 +30,7 @@ NOT_YET: Mapping[str, tuple[str, ...]] = {
     "": ("policy", "secrets", "budget", "batch", "dev"),
     "gpu": ("memory", "kinds", "share"),
     "scale": ("concurrency",),
-    "trigger": ("webhook", "verify", "secret", "schedule", "timezone", "payload"),
+    "trigger": ("schedule", "timezone", "payload"),
 }
 """Keys of the contract whose effect is not built; refused, so that nobody relies on them."""
 NO_EFFECT: Mapping[str, object] = {"gpu.share": "shared", "scale.concurrency": 1}
@@ -125,20 +127,55 @@ def _profile_bounds(spec: FunctionSpec, profile: RuntimeProfile, written: Mappin
 
 def _triggers(spec: FunctionSpec) -> Iterator[Rule]:
     yield len(spec.triggers) <= TRIGGERS_LIMIT, "trigger", f"{len(spec.triggers)} triggers; {TRIGGERS_LIMIT} at most, a wildcard takes many"
+    hooks: set[str] = set()
     for index, trigger in enumerate(spec.triggers):
-        problem = subjects.problem_with(trigger.subject)
-        yield problem is None, f"trigger[{index}].subject", f"{trigger.subject[:80]!r}: {problem}"
-        if trigger.stream:
-            key, stream = f"trigger[{index}].stream", trigger.stream
-            yield (
-                trigger.delivery == "at-least-once",
-                key,
-                'stores events, and delivery = "at-most-once" stores none; leave one of the two out',
-            )
-            plain = re.fullmatch(r"[A-Za-z0-9_-]{1,255}", stream) is not None
-            yield plain, key, f"{stream[:80]!r} is no name of a stream; write it like ORDERS, of letters, digits, - and _"
-            own = not stream.startswith(("FAAS_", "KV_", "OBJ_", "MQTT_", "$"))
-            yield own, key, f"{stream[:80]!r} belongs to the runtime, or to a bucket; name a stream of your own"
+        key = f"trigger[{index}]"
+        if trigger.webhook or trigger.verify is not None or trigger.secret:
+            yield from _webhook(key, trigger)
+            yield trigger.webhook not in hooks, f"{key}.webhook", f"{trigger.webhook!r} is a trigger of this function already; remove one"
+            hooks.add(trigger.webhook)
+        else:
+            yield from _subject(key, trigger)
+
+
+def _subject(key: str, trigger: Trigger) -> Iterator[Rule]:
+    problem = subjects.problem_with(trigger.subject)
+    yield trigger.subject != "", f"{key}.subject", 'is missing; write subject = "images.*.uploaded" or webhook = "github"'
+    yield problem is None, f"{key}.subject", f"{trigger.subject[:80]!r}: {problem}"
+    if trigger.stream:
+        key, stream = f"{key}.stream", trigger.stream
+        yield (
+            trigger.delivery == "at-least-once",
+            key,
+            'stores events, and delivery = "at-most-once" stores none; leave one of the two out',
+        )
+        plain = re.fullmatch(r"[A-Za-z0-9_-]{1,255}", stream) is not None
+        yield plain, key, f"{stream[:80]!r} is no name of a stream; write it like ORDERS, of letters, digits, - and _"
+        own = not stream.startswith(("FAAS_", "KV_", "OBJ_", "MQTT_", "$"))
+        yield own, key, f"{stream[:80]!r} belongs to the runtime, or to a bucket; name a stream of your own"
+
+
+def _webhook(key: str, trigger: Trigger) -> Iterator[Rule]:
+    """A webhook has a name that is one token of a subject, says how it is verified, and always by a secret but with "none"."""
+    name, verify = trigger.webhook, trigger.verify
+    yield name != "", f"{key}.webhook", 'is missing; verify and secret are of a webhook, like webhook = "github"'
+    for other, given in (("subject", trigger.subject), ("stream", trigger.stream)):
+        yield not given, f"{key}.{other}", "has no place beside webhook; write a [[trigger]] for each"
+    yield trigger.delivery == "at-least-once", f"{key}.delivery", "a webhook is always stored before it is answered; remove it"
+    holds = re.fullmatch(NAME_PATTERN, name) is not None
+    yield holds, f"{key}.webhook", f"{name[:80]!r} is no name of a webhook; begin with a-z, then a-z, 0-9 and -, at most 63"
+    schemes = ", ".join(get_args(Verify))
+    yield verify is not None, f"{key}.verify", f"is missing; one of {schemes}, where none lets anybody send"
+    if verify == "none":
+        yield not trigger.secret, f"{key}.secret", 'has no effect with verify = "none"; leave one of the two out'
+        return
+    yield trigger.secret != "", f"{key}.secret", f'is missing; name the secret that verify = "{verify}" checks with, like "{name}_secret"'
+    holds = re.fullmatch(SECRET_PATTERN, trigger.secret) is not None and len(trigger.secret) <= 63
+    yield (
+        holds,
+        f"{key}.secret",
+        f"{trigger.secret[:80]!r} is no name of a secret; letters and digits, with _ or - between them, at most 63",
+    )
 
 
 def _output(spec: FunctionSpec) -> Iterator[Rule]:

@@ -18,9 +18,10 @@ from faas.bus.connection import Bus
 from faas.bus.keyvalue import Entry, KeyValue
 from faas.bus.objects import ObjectStore
 from faas.errors import AlreadyStored, DeployRefused, NoSuchFunction, PayloadLost, SpecInvalid
-from faas.model import FunctionVersion, Trigger
+from faas.model import FunctionVersion
 from faas.registry.bundle import FOLDER_LIMIT_BYTES
 from faas.registry.packing import pack
+from faas.triggers import Trigger
 
 log = structlog.get_logger()
 

@@ -6,7 +6,8 @@ import asyncio
 
 from faas.bus.pull import Delivery
 from faas.config import BusConfig
-from faas.model import FunctionSpec, Trigger
+from faas.model import FunctionSpec
+from faas.triggers import Trigger
 from faas.units import Duration
 
 CONFIG = BusConfig(ack_wait_s=Duration(2), sync="default")

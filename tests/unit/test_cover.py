@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from faas import subjects
 from faas.bus.cover import borrowed_subjects, cover, durable_subjects, filters, kept, left
 from faas.bus.schedules import is_due
-from faas.model import FunctionSpec, Trigger
+from faas.model import FunctionSpec
+from faas.triggers import Trigger
 
 TOKENS = st.sampled_from(["a", "b", "*"])
 SUBJECTS = st.builds(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from faas.model import FunctionSpec, Limits, Trigger
+from faas.model import FunctionSpec, Limits
 from faas.pool.lease import SCHEMA_CHARACTERS, Schemas
 from faas.registry.declared import in_effect
+from faas.triggers import Trigger
 from faas.units import Duration, Size
 from faas.worker import wire
 
