@@ -42,9 +42,10 @@ from faas.environments.build import Builder, BuildProgress
 from faas.environments.current import CurrentInterpreter
 from faas.environments.profile import load_profiles
 from faas.errors import only
+from faas.gateway.bearer import bearer
 from faas.gateway.health import health_routes
 from faas.gateway.metrics import exposition
-from faas.gateway.server import Gateway
+from faas.gateway.server import Gateway, is_loopback
 from faas.intake import Drained, Intake
 from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
@@ -60,6 +61,7 @@ from faas.registry.nodes import Nodes, NodeSeen
 from faas.registry.spec import Reading, read_functions
 from faas.rollout import Place, Rollout
 from faas.runs import LogLine
+from faas.security.tokens import Tokens
 from faas.statefolder import NodeInfo, node_file, state_folder
 from faas.tally import Tally
 from faas.version import __version__
@@ -111,6 +113,10 @@ async def running(
             stack.enter_context(state_folder(config.state, config.node))
             absent = lambda: "" if node is None else node.absent  # noqa: E731
             gateway = await stack.enter_async_context(Gateway.open(*config.http_address, config.http, waiting=lambda: missing))
+            if tokens := Tokens(config.tenants):
+                gateway.identify = bearer(tokens)
+            elif not is_loopback(config.http_address[0]):
+                log.warning("gateway.closed", http=gateway.url, serves="its own machine alone: no [[tenant]] has a token")
             gateway.add(health_routes(ready=not_ready, absent=absent, metrics=metrics))
             profiles, broken = await asyncio.to_thread(load_profiles, config.runtimes)
             for error in broken:

@@ -9,30 +9,26 @@ import os
 import re
 import secrets
 import socket
-import tomllib
-from collections.abc import Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, datetime
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Literal, get_origin
 
-import msgspec
 from msgspec import Struct, field, structs
 
 from faas.errors import ConfigInvalid
-from faas.units import Duration, Size, decode_unit, format_size
-
-T = TypeVar("T")
+from faas.model import NAME_PATTERN
+from faas.strict import KeyInvalid, convert, parse_toml, type_at
+from faas.subjects import problem_with
+from faas.units import Duration, Size, format_size
 
 FILE_LIMIT_BYTES = 2**20
-LINE_DOTS = 1000
-"""tomllib takes quadratic time for a dotted key: 11 s for 32,000 parts, minutes for a file of 1 MiB."""
 PRICE_LIMIT = 1_000_000
 SECRET_VARIABLE = "FAAS_SECRET_"
 """A secret of `provider = "environment"`, and no key of the file."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 NOT_YET: Mapping[str, tuple[str, ...]] = {
-    "": ("policy", "tenant"),
+    "": ("policy",),
     "pool": ("base_image",),
 }
 """Sections and keys of the contract whose effect is not built; refused, so that nobody relies on them."""
@@ -91,6 +87,28 @@ class SecretsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     folder: str = ""  # where `load_file` gives it out: absolute, or relative to the working directory
 
 
+Scope = Literal["invoke", "read", "admin"]
+"""What a token may do for its tenant: run functions, look at what ran, and everything else too."""
+
+
+class TokenConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[[tenant.token]]`, as `faas token new` prints it. `expires` is the first day, in UTC, on which it holds no longer."""
+
+    sha256: str
+    name: str = ""
+    scopes: tuple[Scope, ...] = ("invoke", "read")
+    expires: date | None = None
+
+
+class TenantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[[tenant]]`. `subscribe` bounds the subjects of its triggers, `publish` where its results and events may go; None: all but `$*` and `faas.*`."""
+
+    name: str
+    subscribe: tuple[str, ...] | None = None
+    publish: tuple[str, ...] | None = None
+    token: tuple[TokenConfig, ...] = ()
+
+
 class FileConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `faas.toml` and its environment variables say."""
 
@@ -100,6 +118,7 @@ class FileConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prices: Prices = Prices()
     secrets: SecretsConfig = SecretsConfig()
     http: HttpConfig = HttpConfig()
+    tenant: tuple[TenantConfig, ...] = ()
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -119,6 +138,7 @@ class Config(Struct, frozen=True, kw_only=True):
     prices: Prices = Prices()
     secrets: SecretsConfig = SecretsConfig()
     http: HttpConfig = HttpConfig()
+    tenants: tuple[TenantConfig, ...] = ()
 
 
 def load_file(path: Path | None, environ: Mapping[str, str]) -> FileConfig:
@@ -159,7 +179,7 @@ def _apply(table: dict[str, object], environ: Mapping[str, str]) -> dict[str, st
             continue
         part = table.setdefault(section, {})
         if isinstance(part, dict):  # else the file's own error says so
-            wanted = _type_at(FileConfig, f"{section}.{key}")
+            wanted = type_at(FileConfig, f"{section}.{key}")
             part[key] = _scalar(text) if wanted in (int, float, bool) or get_origin(wanted) in (Mapping, tuple) else text
             variables[f"{section}.{key}"] = variable
     return variables
@@ -205,9 +225,31 @@ def _check_ranges(parsed: FileConfig) -> None:
     rules += [
         (0 <= v <= PRICE_LIMIT, f"prices.{k}", f"must be between 0 and {PRICE_LIMIT:,} US dollars an hour") for k, v in amounts.items()
     ]
-    for holds, key, problem in rules:
+    for holds, key, problem in (*rules, *_tenant_rules(parsed.tenant)):
         if not holds:
             raise KeyInvalid(key, problem)
+
+
+def _tenant_rules(tenants: Sequence[TenantConfig]) -> Iterator[tuple[bool, str, str]]:
+    names: set[str] = set()
+    digests: dict[str, str] = {}
+    for n, tenant in enumerate(tenants):
+        where = f"tenant[{n}]"
+        named = re.fullmatch(NAME_PATTERN, tenant.name) is not None
+        yield named, f"{where}.name", "must begin with a-z, then a-z, 0-9 and -, at most 63"
+        yield tenant.name not in names, f"{where}.name", f"{tenant.name} is there twice; one [[tenant]] for each"
+        names.add(tenant.name)
+        for key, patterns in (("subscribe", tenant.subscribe), ("publish", tenant.publish)):
+            for pattern in patterns or ():
+                problem = problem_with(pattern)
+                yield problem is None, f"{where}.{key}", f"{pattern[:80]!r}: {problem}"
+        for m, token in enumerate(tenant.token):
+            digest = f"{where}.token[{m}].sha256"
+            yield re.fullmatch(r"[0-9a-f]{64}", token.sha256) is not None, digest, f"must be what `faas token new {tenant.name}` prints"
+            known = digests.setdefault(token.sha256, tenant.name)
+            yield known == tenant.name, digest, f"is the token of {known}; make another with `faas token new {tenant.name}`"
+            yield bool(token.scopes), f"{where}.token[{m}].scopes", "must name at least one of invoke, read, admin"
+            yield not isinstance(token.expires, datetime), f"{where}.token[{m}].expires", "must be a date, like 2027-01-31"
 
 
 def _located(given: SecretsConfig, path: Path | None, *, named: bool) -> SecretsConfig:
@@ -223,91 +265,6 @@ def _located(given: SecretsConfig, path: Path | None, *, named: bool) -> Secrets
 
 def _is_folder(path: str) -> bool:
     return path.startswith("/") and path.isprintable() and not {"", ".", ".."} & set(path[1:].split("/"))
-
-
-# ---------------------------------------------------------------- reading strictly, for every file that people write
-
-
-class KeyInvalid(Exception):
-    """A key of a table is wrong: `key` is dotted, "" where the whole table is meant; whoever knows the file says which one."""
-
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key}: {problem}" if key else problem)
-        self.key, self.problem = key, problem
-
-
-def parse_toml(data: bytes) -> dict[str, object]:
-    """A TOML document. Raises ValueError with what is wrong, and at which line where TOML tells."""
-    if max((line.count(b".") for line in data.splitlines()), default=0) > LINE_DOTS:
-        raise ValueError(f"is no TOML that anyone would write: a line has more than {LINE_DOTS} dots")
-    try:
-        return tomllib.loads(data.decode("utf-8-sig"))  # some editors write a byte order mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is no UTF-8 text: {error.reason} at byte {error.start}") from error
-    except RecursionError as error:
-        raise ValueError("is no TOML: nested too deeply") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"is no TOML: {error}") from error
-    except ValueError as error:
-        raise ValueError("is no TOML: a number has more digits than can be read") from error
-
-
-def convert(table: Mapping[str, object], root: type[T]) -> T:
-    """A table as the frozen Struct `root`. Raises KeyInvalid with the key, what is wrong, and what would be right."""
-    try:
-        return msgspec.convert(table, root, dec_hook=decode_unit)
-    except msgspec.ValidationError as error:
-        text, _, where = str(error).rpartition(" - at `$")
-        raise _explained(text or where, where.rstrip("`").lstrip(".").replace("[...]", "") if text else "", root) from error
-    except RecursionError as error:
-        raise KeyInvalid("", "nested too deeply") from error
-
-
-def _explained(text: str, path: str, root: type) -> KeyInvalid:
-    """msgspec's words as ours, with the nearest known key or value."""
-    if match := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
-        known = [f.encode_name for f in _fields(_type_at(root, path))]
-        key = match[1] if match[1].isprintable() and match[1] else repr(match[1])
-        return KeyInvalid(f"{path}.{key}".lstrip(".")[:200], f"unknown key; {_nearest(match[1], known, 'known keys')}")
-    if match := re.fullmatch(r"Object missing required field `(.*)`", text):
-        return KeyInvalid(f"{path}.{match[1]}".lstrip("."), "is missing")
-    if match := re.fullmatch(r"Invalid enum value (.*)", text, re.DOTALL):
-        known = [str(value) for kind in _alternatives(_type_at(root, path)) for value in get_args(kind)]
-        return KeyInvalid(path, f"unknown value {match[1][:80]}; {_nearest(match[1].strip(chr(39)), known, 'known values')}")
-    if match := re.fullmatch(r"Expected `(.*)`, got `(.*)`", text):
-        return KeyInvalid(path, f"must be {_KINDS.get(match[1], match[1])}, and is {_KINDS.get(match[2], match[2])}")
-    return KeyInvalid(path, f"{text[:1].lower()}{text[1:]}")
-
-
-_KINDS = {
-    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list", "object": "a table",
-    "date": "a date", "datetime": "a date with time", "time": "a time",
-}  # fmt: skip
-
-
-def _nearest(given: str, known: list[str], what: str) -> str:
-    near = get_close_matches(given, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"{what}: {', '.join(known)}"
-
-
-def _type_at(root: type, path: str) -> Any:
-    """The type at a dotted path of encoded names, `trigger[0].subject`; None where there is none."""
-    current: Any = root
-    for part in re.findall(r"[^.\[\]]+|\[\d+\]", path):
-        if part.startswith("["):
-            current = next(iter(get_args(current)), None)
-        else:
-            current = next((f.type for f in _fields(current) if f.encode_name == part), None)
-    return current
-
-
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """What a key may be where it may also be left out: `Verify | None` -> Verify."""
-    return tuple(one for one in get_args(kind) if one is not NoneType) if get_origin(kind) in (Union, UnionType) else (kind,)
-
-
-def _fields(kind: Any) -> tuple[structs.FieldInfo, ...]:
-    return structs.fields(kind) if isinstance(kind, type) and issubclass(kind, Struct) else ()
 
 
 # ---------------------------------------------------------------- where things are

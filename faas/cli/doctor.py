@@ -167,9 +167,9 @@ async def _diagnose(
 async def _served(client: Client, tenant: str, name: str, *, source: FunctionVersion | None) -> tuple[FunctionSpec, str]:
     """(declaration in effect, version) as a node serves it, else as the folder has it. Raises NoSuchFunction."""
     from faas.client import no_such_function
-    from faas.config import KeyInvalid, convert
     from faas.errors import BusUnavailable
     from faas.model import FunctionSpec
+    from faas.strict import KeyInvalid, convert
 
     try:
         reports = await client.functions(name)

@@ -116,6 +116,7 @@ def settings_of(
         prices=parsed.prices,
         secrets=parsed.secrets,
         http=parsed.http,
+        tenants=parsed.tenant,
     )
 
 

@@ -15,7 +15,6 @@ NOT_YET = frozenset(
         "dev",
         "map",
         "sweep",
-        "token",
         "nats-config",
         "top",
         "usage",

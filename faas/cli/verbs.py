@@ -125,6 +125,11 @@ Example: faas dlq redrive --function embed --since 1h""",
     "faas.cli.dlq:purge": """Throw dead letters away for good.
 
 Example: faas dlq purge --until 7d""",
+    "faas.cli.token:new": """Make a bearer token of a tenant for the HTTP gateway: the token, and the lines of faas.toml that let it in.
+
+The token is shown this once; faas.toml holds its SHA-256. Taking the lines out again, and a new start of the node, ends it.
+
+Example: faas token new acme --scope invoke --name ci --expires 90d""",
     "faas.cli.completion:install": """Install completion of verbs and options for bash, zsh or fish, or print its script.
 
 Example: faas --install-completion --shell zsh""",
@@ -137,9 +142,14 @@ NAMES = {
     "faas.cli.dlq:redrive": "dlq redrive",
     "faas.cli.dlq:purge": "dlq purge",
     "faas.cli.deploy:remove": "functions remove",
+    "faas.cli.token:new": "token new",
 }
 """What is typed where it is not the function's own name: in a group of verbs, or like an option, since it needs no node and no project."""
-GROUPS = {"dlq": "Dead letters: list, show, redrive, purge.", "functions": HELP["faas.cli.functions:functions"]}
+GROUPS = {
+    "dlq": "Dead letters: list, show, redrive, purge.",
+    "functions": HELP["faas.cli.functions:functions"],
+    "token": "Bearer tokens of the HTTP gateway: new.",
+}
 DEFAULTS = {"faas.cli.functions:functions": "functions"}
 """What a group does where no verb of it is typed."""
 WIDTH = 100

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from faas.config import parse_toml
 from faas.errors import SpecInvalid
 from faas.model import NAME_PATTERN, ProfileLimits, ProfilePool, RuntimeProfile
+from faas.strict import parse_toml
 from faas.units import decode_unit
 
 PROFILE_FILE = "profile.toml"

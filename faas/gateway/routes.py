@@ -13,8 +13,9 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
+from faas.config import Scope
 from faas.gateway.problems import Refusal
-from faas.security.tokens import Principal, Scope
+from faas.security.tokens import Principal
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 

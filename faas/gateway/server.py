@@ -56,10 +56,10 @@ class Gateway:
         """
         gateway = cls(waiting=waiting)
         server = _Server(gateway._handle, config)
-        runner = web.ServerRunner(server, handle_signals=False)
+        runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=CLOSING_S)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, host, port, shutdown_timeout=CLOSING_S)
+            site = web.TCPSite(runner, host, port)
             try:
                 await site.start()
             except OSError as error:
@@ -141,8 +141,8 @@ def own_machine(request: web.BaseRequest) -> Principal:
     origin = request.headers.get("Origin")
     if (
         not peer
-        or not _loopback(str(peer[0]))
-        or not _loopback(host)
+        or not is_loopback(str(peer[0]))
+        or not is_loopback(host)
         or (origin is not None and origin != f"http://{request.headers.get('Host')}")
     ):
         raise Refusal(
@@ -151,7 +151,8 @@ def own_machine(request: web.BaseRequest) -> Principal:
     return ANYONE
 
 
-def _loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

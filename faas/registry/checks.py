@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import get_args
 
 from faas import subjects
-from faas.config import KeyInvalid
 from faas.model import NAME_PATTERN, SECRET_PATTERN, FunctionSpec, RuntimeProfile
+from faas.strict import KeyInvalid
 from faas.triggers import Trigger, Verify
 from faas.units import format_size
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from faas.config import KeyInvalid, convert, parse_toml
 from faas.errors import SpecInvalid
 from faas.model import FunctionReport, FunctionSpec, FunctionVersion, MountedFolder, RuntimeProfile
 from faas.registry.bundle import Bundle, Declaration, NoFunction, find_declaration, lock_path, read_bundle
@@ -21,6 +20,7 @@ from faas.registry.checks import check, supported
 from faas.registry.lines import line_of
 from faas.registry.mounts import find_mounts, inside_sources
 from faas.registry.source import check_handler, may_be_meant
+from faas.strict import KeyInvalid, convert, parse_toml
 
 _AT_LINE = re.compile(r" \(at line (\d+), column \d+\)$")
 
