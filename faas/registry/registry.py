@@ -87,10 +87,10 @@ class Registry:
     def __init__(self, bus: Bus) -> None:
         self._entries, self._bundles = KeyValue(bus, subjects.REGISTRY), ObjectStore(bus, subjects.BUNDLES)
 
-    async def ensure(self, *, replicas: int, bundle_bytes: int) -> None:
-        """Make the buckets, or make them what they must be. Raises BusUnavailable in the server's words."""
+    async def ensure(self, *, replicas: int, bundle_bytes: int, bounded: bool = True) -> None:
+        """Make the buckets, or make them what they must be; without `bounded` they keep their sizes. Raises BusUnavailable in the server's words."""
         await self._entries.ensure(replicas=replicas)
-        await self._bundles.ensure(replicas=replicas, max_bytes=bundle_bytes)
+        await self._bundles.ensure(replicas=replicas, max_bytes=bundle_bytes, bounded=bounded)
 
     async def present(self) -> bool:
         """Whether the buckets are there; a node makes them as the place that it runs in allows."""
