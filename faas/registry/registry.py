@@ -233,10 +233,14 @@ def _registration(entry: Entry) -> Registration | None:
     if entry.deleted:
         return None
     try:
-        return msgspec.json.decode(entry.value, type=Registration)
-    except msgspec.DecodeError as error:
+        found = msgspec.json.decode(entry.value, type=Registration)
+    except (msgspec.DecodeError, RecursionError) as error:
         log.warning("registration.unreadable", key=entry.key, error=str(error))
         return None
+    if not found.history or found.key != _key(entry.key):
+        log.warning("registration.unreadable", key=entry.key, error="it names no version, or another function")
+        return None
+    return found
 
 
 def _now() -> str:

@@ -141,12 +141,25 @@ async def test_a_forgotten_function_leaves_nothing(registry: Registry, tmp_path:
         await registry.bundle(gone.current)
 
 
-async def test_a_key_that_somebody_wrote_by_hand_is_passed_over(bus: Bus, registry: Registry, tmp_path: Path, tenant: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"nonsense",
+        b'{"tenant": "TENANT", "name": "g", "version": "1", "history": []}',
+        b'{"tenant": "TENANT", "name": "f", "version": "1", "history": [{"version": "1", "bundle": "b", "size_bytes": 1, "runtime": "r", "by": "m", "at": ""}]}',
+    ],
+    ids=["no registration", "no version", "of another function"],
+)
+async def test_a_key_that_somebody_wrote_by_hand_is_passed_over(
+    bus: Bus, registry: Registry, tmp_path: Path, tenant: str, text: bytes
+) -> None:
     """One bad key must not end every node of a bus."""
     await registry.deploy(version(tmp_path, tenant, 1), by="me")
-    await KeyValue(bus, "FAAS_REGISTRY").put(f"{tenant}.g", b"nonsense")
+    await KeyValue(bus, "FAAS_REGISTRY").put(f"{tenant}.g", text.replace(b"TENANT", tenant.encode()))
+    changes = [change async for change in registry.changes(0) if change.key == (tenant, "g")]
 
     assert list(await served(registry, tenant)) == ["f"]
+    assert [(change.registration, change.readable) for change in changes] == [(None, False)]
 
 
 async def test_a_bundle_that_makes_another_version_is_refused(tmp_path: Path, tenant: str) -> None:
