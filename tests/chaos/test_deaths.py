@@ -32,6 +32,7 @@ async def check(world: World, *, within_s: float = 30.0) -> None:
     await world.settle(within_s)
     verdict = await world.verdict()
 
+    print(f"longest stall {verdict.longest_stall_s:.2f} s, loop lag p99 {verdict.lag_p99_s * 1000:.1f} ms")
     assert verdict.accepted > 0
     assert verdict.broken == []
 
@@ -174,6 +175,21 @@ async def test_f21_events_that_cannot_be_decoded_are_letters_and_hold_up_nobody(
     await check(world)
     letters = [headers for headers, _ in await world.read("FAAS_DEAD", "faas.dead.default.quick")]
     assert [head["Faas-Reason"] for head in letters] == ["event_invalid"] * 5
+
+
+@pytest.mark.parametrize("how", ["error", "flush", "reading"])
+async def test_f28_a_client_of_the_bus_that_dies_without_a_word_is_made_anew(world: World, how: str) -> None:
+    """An exception in its error callback, a flush that gave up, a read loop that ended: it calls itself connected, and hears nothing any more."""
+    await world.node("a", environ={"BREAK": how})
+    publishing = asyncio.ensure_future(world.publish(80))
+    await world.under_way(20)
+    process = world.nodes["a"].process
+    assert process is not None
+    process.send_signal(signal.SIGUSR2)
+    await publishing
+
+    await check(world)
+    assert "the client's read loop had ended" in (world.nodes["a"].state / "node.log").read_text()
 
 
 async def test_f22_an_event_that_always_kills_its_worker_blocks_nobody(world: World) -> None:
