@@ -130,10 +130,15 @@ class Registry:
     # ------------------------------------------------------------ changing
 
     async def deploy(self, function: FunctionVersion, *, by: str) -> bool:
-        """Have this version served from now on; False where it is already."""
+        """Have this version served from now on; False where it is already, and its bundle is there."""
         key = function.key
         entry, before = await self._read(key)
-        if before is not None and not before.withdrawn and before.version == function.version:
+        if (
+            before is not None
+            and not before.withdrawn
+            and before.version == function.version
+            and await self._bundles.has(before.current.bundle)
+        ):
             return False
         data = pack(function)
         name = await self._bundles.put(".".join(key), data)

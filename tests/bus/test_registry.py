@@ -62,6 +62,24 @@ async def test_what_is_served_already_is_not_deployed_again(registry: Registry, 
     assert not await registry.deploy(function, by="you")
 
 
+async def test_a_deploy_of_what_is_served_brings_a_bundle_back_that_was_lost(
+    bus: Bus, registry: Registry, tmp_path: Path, tenant: str
+) -> None:
+    """Nodes that miss it say so, and what they say to do has to help."""
+    function = version(tmp_path, tenant, 1)
+    await registry.deploy(function, by="me")
+    (before,) = [one for one in await registry.registrations() if one.tenant == tenant]
+    await ObjectStore(bus, "FAAS_BUNDLES").delete(before.current.bundle)
+    with pytest.raises(SpecInvalid, match="deploy the function again"):
+        await registry.bundle(before.current)
+    revision = [change.revision async for change in registry.changes(0)][-1]
+
+    assert await registry.deploy(function, by="me")
+    assert unpack(await registry.bundle(before.current), function.version, PROFILES, mounts=()).version == function.version
+    assert [change.key async for change in registry.changes(revision)] == [(tenant, "f")]
+    assert not await registry.deploy(function, by="me")
+
+
 async def test_of_two_deploys_at_once_one_wins_and_the_other_is_told(bus: Bus, registry: Registry, tmp_path: Path, tenant: str) -> None:
     """Silently deploying over what somebody has just deployed would lose his."""
     functions = [version(tmp_path, tenant, n) for n in range(4)]
