@@ -46,7 +46,6 @@ class _ConfigSeen(Struct):
 
 class _State(Struct, frozen=True):
     last_seq: int = 0
-    messages: int = 0
 
 
 class _StreamSeen(Struct):
@@ -68,12 +67,6 @@ async def last_sequence(bus: Bus) -> int:
     its consumer stands, and what is acknowledged in between must be the consumer's too."""
     found = await find_stream(bus, subjects.EVENTS)
     return found.state.last_seq if found is not None else 0
-
-
-async def message_count(bus: Bus, stream: str) -> int:
-    """How many messages a stream holds, 0 where it is not there."""
-    found = await find_stream(bus, stream)
-    return found.state.messages if found is not None else 0
 
 
 async def declare(bus: Bus, specs: Sequence[FunctionSpec], config: BusConfig, *, store_bytes: int | None) -> dict[tuple[str, str], str]:
