@@ -276,7 +276,11 @@ class Dispatcher:
             invocation.attempts += 1
             invocation.billable_attempts += 1
             invocation.received_monotonic = time.monotonic()
-            attempt = await self._attempts.run(invocation)
+            try:
+                attempt = await self._attempts.run(invocation)
+            except Draining:  # as above, while it waited for a worker
+                invocation.attempts -= 1
+                break
         return attempt
 
     def drain(self) -> None:
