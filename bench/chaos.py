@@ -52,6 +52,7 @@ def main() -> None:
             "letters_missing": len(verdict.letters_missing),
             "executed_again": verdict.executed_again,
             "longest_stall_s": verdict.longest_stall_s,
+            "loop_lag_p99_s": verdict.lag_p99_s,
             "took_s": took_s,
         },
         *({"fault": fault, "times": times} for fault, times in sorted(raging.counts.items())),

@@ -20,10 +20,11 @@ from faas.bus import consumers
 from faas.bus.cancels import Cancels
 from faas.bus.cloudevents import decode
 from faas.bus.connection import Bus, Message, Subscription
+from faas.bus.messages import StoredMessage
 from faas.bus.outcomes import Outcomes
 from faas.bus.reading import messages_of
-from faas.bus.schedules import due_of
-from faas.errors import FaasError
+from faas.bus.schedules import due_of, is_due
+from faas.errors import BusUnavailable, FaasError
 from faas.identity import invocation_id
 from faas.model import NAME_PATTERN, Ended, EventInvalid, FunctionSpec, FunctionVersion, Outcome, Phases
 from faas.runs import Cancelled
@@ -37,6 +38,8 @@ READ_S = 10.0
 """What was cancelled before a node starts may take so long to be read; it starts then, and reads on."""
 UNKNOWN_S = 86_400.0
 """How long a cancel matters of a function that this node does not serve: its queue timeout is not known here."""
+LOOKING = 2
+"""So many requests look through what waits at once: each may read a hundred thousand events."""
 LOOKED_AT = 100_000
 """Of a function's waiting events so many are looked through for one that no node holds."""
 REQUESTS = "faas.cancel.>"
@@ -49,7 +52,8 @@ HOLDING = "faas.node.any.holds"
 class Cancelling:
     """Answers `faas.cancel...` on this node, and stops here what was cancelled anywhere. `open` it."""
 
-    def __init__(self, bus: Bus, outcomes: Outcomes, unended: Unended, *, group: asyncio.TaskGroup) -> None:
+    def __init__(self, bus: Bus, outcomes: Outcomes, unended: Unended, *, look_at: int, group: asyncio.TaskGroup) -> None:
+        self._look_at, self._looking = look_at, asyncio.Semaphore(LOOKING)
         self._bus, self._outcomes, self._unended, self._group = bus, outcomes, unended, group
         self._cancels = Cancels(bus, lambda invocation, until: unended.cancel(invocation, until=until))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,9 +62,9 @@ class Cancelling:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, bus: Bus, outcomes: Outcomes, unended: Unended) -> AsyncIterator[Cancelling]:
+    async def open(cls, bus: Bus, outcomes: Outcomes, unended: Unended, *, look_at: int = LOOKED_AT) -> AsyncIterator[Cancelling]:
         async with asyncio.TaskGroup() as group:
-            cancelling = cls(bus, outcomes, unended, group=group)
+            cancelling = cls(bus, outcomes, unended, look_at=look_at, group=group)
             try:
                 yield cancelling
             finally:
@@ -132,7 +136,8 @@ class Cancelling:
         tried = await self._outcomes.attempts(tenant, function, invocation, leader=True)
         event_id = held.event_id if held is not None else tried.event_id
         if not event_id and served is not None:
-            event_id = await self._waits(served.spec, invocation)
+            async with self._looking:
+                event_id = await self._waits(served.spec, invocation)
         if not event_id:
             return Cancelled(cancelled=False, known=False)
         outcome = Outcome(
@@ -168,24 +173,28 @@ class Cancelling:
             await subscription.unsubscribe()
 
     async def _waits(self, spec: FunctionSpec, invocation: str) -> str:
-        """The id of its event where that is among those that wait in a stream for the function, else "". At most LOOKED_AT are looked through."""
-        left = LOOKED_AT
+        """The id of its event where that is among those that wait in a stream for the function, else "". Raises BusUnavailable beyond `look_at`."""
+        left = self._look_at
         for stream, subject, after in await consumers.unsettled(self._bus, spec):
             async for message in messages_of(self._bus, stream, subject, after=after, limit=left):
                 left -= 1
-                found, event_id = _identity(message.headers, message.data, spec, place=(stream, message.sequence))
+                found, event_id = _identity(message, spec, stream)
                 if found == invocation:
                     return event_id
+        if left <= 0:
+            raise BusUnavailable(f"it is not among the first {self._look_at} events that wait for {spec.name}; ask again when fewer do")
         return ""
 
 
-def _identity(headers: dict[str, str], data: bytes, spec: FunctionSpec, *, place: tuple[str, int]) -> tuple[str, str]:
+def _identity(message: StoredMessage, spec: FunctionSpec, stream: str) -> tuple[str, str]:
     """(invocation, event id) that a stored event is for a function; empty where it cannot be decoded."""
-    if "Faas-First-Seen" in headers and (due := due_of(headers)) is not None:
-        return due.invocation, due.event_id
+    headers = message.headers
+    if is_due(message.subject):
+        due = due_of(headers)
+        return (due.invocation, due.event_id) if due is not None else ("", "")
     stamp = headers.get("Nats-Time-Stamp", "")
     own = {name: value for name, value in headers.items() if name not in _PLACE}
-    decoded = decode(own, data, source=place[0], event_id=f"{place[1]}.{_ns(stamp)}")
+    decoded = decode(own, message.data, source=stream, event_id=f"{message.sequence}.{_ns(stamp)}")
     if isinstance(decoded, EventInvalid):
         return "", ""
     event, _ = decoded

@@ -276,7 +276,11 @@ class Dispatcher:
             invocation.attempts += 1
             invocation.billable_attempts += 1
             invocation.received_monotonic = time.monotonic()
-            attempt = await self._attempts.run(invocation)
+            try:
+                attempt = await self._attempts.run(invocation)
+            except Draining:  # as above, while it waited for a worker
+                invocation.attempts -= 1
+                break
         return attempt
 
     def drain(self) -> None:
@@ -285,18 +289,20 @@ class Dispatcher:
 
     async def _reply(self, reply_to: str, invocation: Invocation, attempt: Attempt) -> str:
         outcome = self._fitting(_outcome(invocation, attempt))
-        await self._end_stream(invocation, outcome.ended.outcome, outcome.ended.reason, attempt=str(outcome.attempt))
-        if reply_to:
-            await self._outcomes.reply(reply_to, outcome)
-            await asyncio.sleep(0)  # the answer is on its way before anything else is done
-        if invocation.control.reply_to:
-            await self._outcomes.reply(invocation.control.reply_to, outcome)
-        if attempt.measured:
-            self._usage.add(*invocation.function.key, *_records_of(attempt))
-        await self._emit(invocation, outcome)
-        self.tally.end(invocation.function.key, outcome.ended.reason)
-        await self._attempts.forget(invocation, outcome.ended.outcome)
-        _log_end(invocation, outcome)
+        try:
+            await self._end_stream(invocation, outcome.ended.outcome, outcome.ended.reason, attempt=str(outcome.attempt))
+            if reply_to:
+                await self._outcomes.reply(reply_to, outcome)
+                await asyncio.sleep(0)  # the answer is on its way before anything else is done
+            if invocation.control.reply_to:
+                await self._outcomes.reply(invocation.control.reply_to, outcome)
+        finally:  # where it cannot be sent it ran all the same
+            if attempt.measured:
+                self._usage.add(*invocation.function.key, *_records_of(attempt))
+            await self._emit(invocation, outcome)
+            self.tally.end(invocation.function.key, outcome.ended.reason)
+            await self._attempts.forget(invocation, outcome.ended.outcome)
+            _log_end(invocation, outcome)
         return outcome.ended.reason
 
     # ------------------------------------------------------------ both

@@ -132,7 +132,7 @@ class Rollout:
     async def _ensure_buckets(self) -> None:
         store_bytes = self._place.store_bytes
         bundle_bytes = BUNDLES_BYTES if store_bytes is None else min(BUNDLES_BYTES, int(store_bytes * BUNDLES_SHARE))
-        await self._registry.ensure(replicas=self._place.bus.replicas, bundle_bytes=bundle_bytes)
+        await self._registry.ensure(replicas=self._place.bus.replicas, bundle_bytes=bundle_bytes, bounded=store_bytes is not None)
 
     # ------------------------------------------------------------ the folder of this node, once
 

@@ -23,8 +23,8 @@ class ObjectStore:
         self._bus, self._stream, self.bucket = bus, f"OBJ_{bucket}", bucket
         self._objects = Objects(OnBus(bus), bucket)
 
-    async def ensure(self, *, replicas: int, max_bytes: int) -> None:
-        """Make the bucket, or make it what it must be. Raises BusUnavailable in the server's words."""
+    async def ensure(self, *, replicas: int, max_bytes: int, bounded: bool = True) -> None:
+        """Make the bucket, or make it what it must be; without `bounded` one that is there keeps its size. Raises BusUnavailable in the server's words."""
         await ensure_stream(
             self._bus,
             StreamConfig(
@@ -36,6 +36,7 @@ class ObjectStore:
                 num_replicas=replicas,
                 allow_rollup_hdrs=True,
             ),
+            bounded=bounded,
         )
 
     async def present(self) -> bool:

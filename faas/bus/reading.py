@@ -1,20 +1,24 @@
-"""Reads what a stream holds, in order, by batched direct gets: no consumer is left behind, and nothing is acknowledged."""
+"""Reads what a stream holds, in order, by batched direct gets: no consumer is left behind, and nothing is acknowledged.
+
+A stream of somebody else may take no direct get; it is read through its leader, message by message.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 
 import msgspec
 
-from faas.bus.connection import Bus, Message
-from faas.bus.messages import StoredMessage
+from faas.bus.connection import ApiError, Bus, Message
+from faas.bus.messages import GetAnswer, StoredMessage, decode_head
 from faas.errors import BusUnavailable
 
 BATCH = 256
 BATCH_BYTES = 4 * 2**20
 ANSWER_S = 5.0
-NO_MESSAGE, END_OF_BATCH = 404, 204
+NO_MESSAGE, END_OF_BATCH, NO_RESPONDERS = 404, 204, 503
 
 
 async def messages_of(bus: Bus, stream: str, subject: str, *, after: int = 0, limit: int = 1_000_000) -> AsyncIterator[StoredMessage]:
@@ -36,6 +40,10 @@ async def messages_of(bus: Bus, stream: str, subject: str, *, after: int = 0, li
                 head = message.headers or {}
                 if message.status == NO_MESSAGE:
                     return
+                if message.status == NO_RESPONDERS:
+                    async for one in _one_by_one(bus, stream, subject, after=after, limit=limit):
+                        yield one
+                    return
                 if message.status == END_OF_BATCH:
                     more = int(head.get("Nats-Num-Pending", "0")) > 0
                     break
@@ -47,3 +55,18 @@ async def messages_of(bus: Bus, stream: str, subject: str, *, after: int = 0, li
                 return
     finally:
         await subscription.unsubscribe()
+
+
+async def _one_by_one(bus: Bus, stream: str, subject: str, *, after: int, limit: int) -> AsyncIterator[StoredMessage]:
+    for _ in range(limit):
+        try:
+            found = (await bus.api(f"STREAM.MSG.GET.{stream}", {"seq": after + 1, "next_by_subj": subject}, GetAnswer)).message
+        except ApiError as error:
+            if error.status != NO_MESSAGE:
+                raise BusUnavailable(f"{stream} cannot be read: {error}") from error
+            return
+        if found is None:
+            return
+        after = found.seq
+        head = {**(decode_head(base64.b64decode(found.hdrs)) if found.hdrs else {}), "Nats-Time-Stamp": found.time}
+        yield StoredMessage(subject=found.subject, sequence=after, data=base64.b64decode(found.data), headers=head)

@@ -14,9 +14,9 @@ from urllib.parse import quote, unquote
 import structlog
 
 from faas import subjects
-from faas.bus import streams
 from faas.bus.connection import Bus, encode_head
 from faas.bus.outcomes import HEAD_LIMIT_BYTES
+from faas.bus.replay import count
 from faas.errors import BusUnavailable, MessageTooLarge
 from faas.model import Due
 
@@ -91,8 +91,8 @@ def message_id_of(headers: Mapping[str, str] | None) -> str:
 class Schedules:
     """Back-offs of one node."""
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    def __init__(self, bus: Bus, *, limit: int = SCHEDULES_LIMIT) -> None:
+        self._bus, self._limit = bus, limit
         self._until_look = 0
         self._full = False
 
@@ -109,9 +109,11 @@ class Schedules:
             ("Nats-Msg-Id", f"{due.invocation}.{due.attempt}"),
         ]
         head = encode_head([*headers, *due_head(due), *schedule])
-        if len(head) > HEAD_LIMIT_BYTES or await self._is_full():
+        if len(head) > HEAD_LIMIT_BYTES:
             return False
         try:
+            if await self._is_full():
+                return False
             await self._bus.store(subjects.retry(tenant, function, due.invocation), body, head=head)
         except (BusUnavailable, MessageTooLarge) as error:
             log.warning("retry.not_scheduled", invocation_id=due.invocation, error=str(error))
@@ -123,5 +125,5 @@ class Schedules:
         self._until_look -= 1
         if self._until_look < 0 or self._full:
             self._until_look = LOOK_EVERY
-            self._full = await streams.message_count(self._bus, subjects.SCHEDULES) >= SCHEDULES_LIMIT
+            self._full = await count(self._bus, subjects.SCHEDULES, "faas.retry.>") >= self._limit  # what has fired stays for DUE_TTL
         return self._full

@@ -20,6 +20,9 @@ from faas.config import BusConfig
 from faas.errors import BusUnavailable
 from faas.model import FunctionSpec
 
+NO_ROOM = 10047
+"""JetStream's number where a stream may hold more than the server has left for all."""
+
 
 class _ConfigSeen(Struct):
     name: str = ""
@@ -43,7 +46,6 @@ class _ConfigSeen(Struct):
 
 class _State(Struct, frozen=True):
     last_seq: int = 0
-    messages: int = 0
 
 
 class _StreamSeen(Struct):
@@ -67,16 +69,11 @@ async def last_sequence(bus: Bus) -> int:
     return found.state.last_seq if found is not None else 0
 
 
-async def message_count(bus: Bus, stream: str) -> int:
-    """How many messages a stream holds, 0 where it is not there."""
-    found = await find_stream(bus, stream)
-    return found.state.messages if found is not None else 0
-
-
 async def declare(bus: Bus, specs: Sequence[FunctionSpec], config: BusConfig, *, store_bytes: int | None) -> dict[tuple[str, str], str]:
     """Make the streams what they must be; one sentence for each function whose subjects cannot be stored.
 
-    `store_bytes` is what the server may use in all, where that is known. Raises BusUnavailable in the server's words.
+    `store_bytes` is what the server may use in all, where that is known; else streams that are there keep their bounds, which somebody set who knew.
+    Raises BusUnavailable in the server's words.
     """
     conflicts = {}
     for spec in specs:
@@ -104,7 +101,8 @@ async def declare(bus: Bus, specs: Sequence[FunctionSpec], config: BusConfig, *,
     conflicts |= covered.conflicts
     for stream in declared(covered.subjects, config, store_bytes):
         if stream.subjects:
-            await ensure_stream(bus, stream)
+            asked = stream.name == subjects.EVENTS and config.max_bytes != BusConfig().max_bytes
+            await ensure_stream(bus, stream, bounded=store_bytes is not None or asked)
     return conflicts
 
 
@@ -143,8 +141,11 @@ async def find_stream(bus: Bus, name: str) -> _StreamSeen | None:
         raise
 
 
-async def ensure_stream(bus: Bus, wanted: StreamConfig) -> None:
+async def ensure_stream(bus: Bus, wanted: StreamConfig, *, bounded: bool = True) -> None:
+    """Make a stream, or make it what it must be; without `bounded` one that is there keeps its `max_bytes`. Raises BusUnavailable in the server's words."""
     seen = await find_stream(bus, wanted.name)
+    if seen is not None and not bounded:
+        wanted = msgspec.structs.replace(wanted, max_bytes=seen.config.max_bytes)
     try:
         if seen is None:
             await bus.api(f"STREAM.CREATE.{wanted.name}", wanted, _Anything)
@@ -153,7 +154,8 @@ async def ensure_stream(bus: Bus, wanted: StreamConfig) -> None:
             whole = (await bus.api(f"STREAM.INFO.{wanted.name}", None, dict[str, Any]))["config"]
             await bus.api(f"STREAM.UPDATE.{wanted.name}", {**whole, **msgspec.to_builtins(wanted)}, _Anything)
     except ApiError as error:
-        raise BusUnavailable(f"the stream {wanted.name} cannot be made as it must be: {error.description}") from error
+        hint = "; let the server store more: jetstream { max_file_store }" if error.number == NO_ROOM else ""
+        raise BusUnavailable(f"the stream {wanted.name} cannot be made as it must be: {error.description}{hint}") from error
 
 
 def _differs(wanted: StreamConfig, seen: _ConfigSeen) -> bool:

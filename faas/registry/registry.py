@@ -88,10 +88,10 @@ class Registry:
     def __init__(self, bus: Bus) -> None:
         self._entries, self._bundles = KeyValue(bus, subjects.REGISTRY), ObjectStore(bus, subjects.BUNDLES)
 
-    async def ensure(self, *, replicas: int, bundle_bytes: int) -> None:
-        """Make the buckets, or make them what they must be. Raises BusUnavailable in the server's words."""
+    async def ensure(self, *, replicas: int, bundle_bytes: int, bounded: bool = True) -> None:
+        """Make the buckets, or make them what they must be; without `bounded` they keep their sizes. Raises BusUnavailable in the server's words."""
         await self._entries.ensure(replicas=replicas)
-        await self._bundles.ensure(replicas=replicas, max_bytes=bundle_bytes)
+        await self._bundles.ensure(replicas=replicas, max_bytes=bundle_bytes, bounded=bounded)
 
     async def present(self) -> bool:
         """Whether the buckets are there; a node makes them as the place that it runs in allows."""
@@ -131,10 +131,15 @@ class Registry:
     # ------------------------------------------------------------ changing
 
     async def deploy(self, function: FunctionVersion, *, by: str) -> bool:
-        """Have this version served from now on; False where it is already."""
+        """Have this version served from now on; False where it is already, and its bundle is there."""
         key = function.key
         entry, before = await self._read(key)
-        if before is not None and not before.withdrawn and before.version == function.version:
+        if (
+            before is not None
+            and not before.withdrawn
+            and before.version == function.version
+            and await self._bundles.has(before.current.bundle)
+        ):
             return False
         data = pack(function)
         name = await self._bundles.put(".".join(key), data)
@@ -234,10 +239,14 @@ def _registration(entry: Entry) -> Registration | None:
     if entry.deleted:
         return None
     try:
-        return msgspec.json.decode(entry.value, type=Registration)
-    except msgspec.DecodeError as error:
+        found = msgspec.json.decode(entry.value, type=Registration)
+    except (msgspec.DecodeError, RecursionError) as error:
         log.warning("registration.unreadable", key=entry.key, error=str(error))
         return None
+    if not found.history or found.key != _key(entry.key):
+        log.warning("registration.unreadable", key=entry.key, error="it names no version, or another function")
+        return None
+    return found
 
 
 def _now() -> str:

@@ -62,6 +62,24 @@ async def test_what_is_served_already_is_not_deployed_again(registry: Registry, 
     assert not await registry.deploy(function, by="you")
 
 
+async def test_a_deploy_of_what_is_served_brings_a_bundle_back_that_was_lost(
+    bus: Bus, registry: Registry, tmp_path: Path, tenant: str
+) -> None:
+    """Nodes that miss it say so, and what they say to do has to help."""
+    function = version(tmp_path, tenant, 1)
+    await registry.deploy(function, by="me")
+    (before,) = [one for one in await registry.registrations() if one.tenant == tenant]
+    await ObjectStore(bus, "FAAS_BUNDLES").delete(before.current.bundle)
+    with pytest.raises(SpecInvalid, match="deploy the function again"):
+        await registry.bundle(before.current)
+    revision = [change.revision async for change in registry.changes(0)][-1]
+
+    assert await registry.deploy(function, by="me")
+    assert unpack(await registry.bundle(before.current), function.version, PROFILES, mounts=()).version == function.version
+    assert [change.key async for change in registry.changes(revision)] == [(tenant, "f")]
+    assert not await registry.deploy(function, by="me")
+
+
 async def test_of_two_deploys_at_once_one_wins_and_the_other_is_told(bus: Bus, registry: Registry, tmp_path: Path, tenant: str) -> None:
     """Silently deploying over what somebody has just deployed would lose his."""
     functions = [version(tmp_path, tenant, n) for n in range(4)]
@@ -141,12 +159,25 @@ async def test_a_forgotten_function_leaves_nothing(registry: Registry, tmp_path:
         await registry.bundle(gone.current)
 
 
-async def test_a_key_that_somebody_wrote_by_hand_is_passed_over(bus: Bus, registry: Registry, tmp_path: Path, tenant: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"nonsense",
+        b'{"tenant": "TENANT", "name": "g", "version": "1", "history": []}',
+        b'{"tenant": "TENANT", "name": "f", "version": "1", "history": [{"version": "1", "bundle": "b", "size_bytes": 1, "runtime": "r", "by": "m", "at": ""}]}',
+    ],
+    ids=["no registration", "no version", "of another function"],
+)
+async def test_a_key_that_somebody_wrote_by_hand_is_passed_over(
+    bus: Bus, registry: Registry, tmp_path: Path, tenant: str, text: bytes
+) -> None:
     """One bad key must not end every node of a bus."""
     await registry.deploy(version(tmp_path, tenant, 1), by="me")
-    await KeyValue(bus, "FAAS_REGISTRY").put(f"{tenant}.g", b"nonsense")
+    await KeyValue(bus, "FAAS_REGISTRY").put(f"{tenant}.g", text.replace(b"TENANT", tenant.encode()))
+    changes = [change async for change in registry.changes(0) if change.key == (tenant, "g")]
 
     assert list(await served(registry, tenant)) == ["f"]
+    assert [(change.registration, change.readable) for change in changes] == [(None, False)]
 
 
 async def test_a_bundle_that_makes_another_version_is_refused(tmp_path: Path, tenant: str) -> None:

@@ -83,6 +83,18 @@ async def until_ready(node: Node, status: int, within_s: float = 15) -> str:
     return said[1]
 
 
+async def test_a_second_node_joins_a_bus_on_a_small_disk_and_leaves_its_bounds_alone(disk: Path) -> None:
+    """It does not know that disk: the sizes that it would choose are more than the server has, or more than it should hold."""
+    async with on(disk) as node:
+        before = {info.config.name: info.config.max_bytes for info in await node.client.jetstream().streams_info()}
+        options = ("--environments", "current", "--nats", node.info["nats"], "--node", "second")
+        async with running(disk.parent / "none", disk.parent / "second", *options) as second:
+            after = {info.config.name: info.config.max_bytes for info in await node.client.jetstream().streams_info()}
+            assert "echo" in second.info["functions"]
+
+    assert after == before
+
+
 async def test_f12_on_a_disk_that_fills_up_events_are_refused_and_what_was_accepted_ends(disk: Path) -> None:
     """Before it is full: a stream that cannot write lets publishers wait without a word."""
     async with on(disk) as node:

@@ -11,6 +11,8 @@ from deploying import deploy, faas, listed, served
 from nats.js.api import RetentionPolicy
 from node import SHORT_LEASE, Node, end, head, running, write_function
 
+from faas.identity import invocation_id
+
 pytestmark = pytest.mark.timeout(60)
 
 CODE = "def handle(event, ctx):\n    return ctx.attempt\n"
@@ -46,6 +48,29 @@ async def test_events_of_a_stream_of_ones_own_are_run(node: Node, tmp_path: Path
     assert after.config == before.config
     assert f"own.{name}.*.new" not in (events.config.subjects or [])
     assert head(outcome)["Faas-Invocation"]
+
+
+@pytest.mark.parametrize("direct", [False, True])
+async def test_what_waits_in_such_a_stream_is_cancelled(node: Node, tmp_path: Path, direct: bool) -> None:
+    """Nobody has it, so it is looked for in the stream; one of somebody else may take no direct get."""
+    name, mark = f"waits-{direct}".lower(), tmp_path / "runs"
+    await node.client.jetstream().add_stream(name=f"OWN_{direct}", subjects=[f"own.{name}"], allow_direct=direct)
+    code = (
+        "import time\ndef handle(event: str, ctx):\n    open(event, 'w').close()\n    while not ctx.cancelled:\n        time.sleep(0.01)\n"
+    )
+    write_function(tmp_path / "f", name, code, trigger(f"own.{name}", f"OWN_{direct}") + "[scale]\nmax_workers = 1\n")
+    await deploy(node, tmp_path / "f")
+    for n in range(40):
+        await node.client.jetstream().publish(f"own.{name}", str(mark).encode(), headers={"Nats-Msg-Id": f"{name}-{n}"})
+    async with asyncio.timeout(8):
+        while not await asyncio.to_thread(mark.exists):
+            pass
+    last = invocation_id("default", name, source=f"OWN_{direct}", event_id=f"{name}-39")
+    answer = await faas(node, "cancel", last, "--function", name)
+    await faas(node, "functions", "remove", name, "--purge")
+
+    assert answer["cancelled"]
+    assert end(await node.outcome(f"{name}-39")) == ("cancelled", "cancelled")
 
 
 async def test_its_function_can_be_submitted_to_as_any_other(node: Node, tmp_path: Path) -> None:
