@@ -114,7 +114,8 @@ class SecretMissing(EnvironmentFailed):
 
     def __init__(self, name: str, detail: str) -> None:
         detail = detail.encode("utf-8", "backslashreplace").decode()  # names on a disk may be no text
-        FaasError.__init__(self, f"secret {name[:80]}: {detail}")
+        detail = f"secret {name[:80]}: {detail}"
+        FaasError.__init__(self, detail)
         self.name, self.detail, self.interrupted = name, detail, False
 
 

@@ -82,6 +82,7 @@ class FunctionSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tags: Mapping[str, str] = {}
     dependencies: tuple[str, ...] = ()  # requirements of this function alone, as written; its lock is the version's
     env: Mapping[str, str] = {}
+    secrets: tuple[str, ...] = ()  # names; the values are the node's, and in no version
     triggers: tuple[Trigger, ...] = field(name="trigger", default=())
     mounts: tuple[Mount, ...] = field(name="mount", default=())
     gpu: Gpu = Gpu()
@@ -150,6 +151,7 @@ class FunctionReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     not_enforced: tuple[str, ...] = ()  # limits that this machine cannot enforce: "memory", "cpus", "pids"
     declaration: Mapping[str, object] = {}  # every key in effect, as people write it
     environment: str = ""  # digest of what its workers run in, "" before it is built
+    secrets: Mapping[str, str] = {}  # by name: "version …", which changes with its value, or why it is missing here
     loaded: bool = False  # whether a worker has loaded this version on the node that answers
     input_schema: str = ""  # JSON Schema text, "" where the handler's annotation has none
     output_schema: str = ""

@@ -63,6 +63,7 @@ POLLING_ALLOWED = {
     "calling/flows.py:items_of": "as client.request: a node that stops answered; nothing announces the next one",
     "client.py:Client.request": "a node that stops answered; nothing announces the next one",
     "registry/nodes.py:Nodes._beat": "a sign of life at a fixed pace; nothing happens that could be waited for",
+    "pool/warmth.py:Warmth.watch_secrets": "a folder of secrets may be on any file system, and few announce what others change",
     "pool/large.py:LargeBodies._put": "back-off between two tries while the bus is away or the bucket is full; nothing announces room",
     "dispatcher.py:Dispatcher._insist": "back-off between two tries while the bus is away",
 }

@@ -11,7 +11,7 @@ import time
 
 from faas import subjects
 from faas.bus.speech import Item, Published, Speech, Voice, event_of
-from faas.errors import ColdStartFailed, EnvironmentFailed, ProtocolError, WorkerLost
+from faas.errors import ColdStartFailed, EnvironmentFailed, ProtocolError, SecretMissing, WorkerLost
 from faas.invocation import Invocation
 from faas.model import Ended, Event, Phases
 from faas.pool.large import LargeBodies
@@ -202,6 +202,8 @@ class Attempts:
             meter.load_cpu_us, meter.load_memory_peak_bytes = worker.cpu_us() - cpu_start_us, worker.memory_peak_bytes()
             worker.kill()  # an import cannot be interrupted
             return Ended(reason="load_timeout", detail=f"not loaded within {format_duration(limit_s)}")
+        except SecretMissing as error:  # it went away since its turn came
+            return Ended(reason="environment_failed", detail=error.detail)
         except (WorkerLost, ProtocolError) as error:
             meter.load_cpu_us, meter.load_memory_peak_bytes = worker.cpu_us() - cpu_start_us, worker.memory_peak_bytes()
             return _crash(error, "while loading")

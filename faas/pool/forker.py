@@ -29,6 +29,7 @@ class Forker:
         self._server: asyncio.AbstractServer | None = None
         self._peer: asyncio.Transport | None = None
         self._pidfd = -1
+        self.pid = 0  # of its process, as this machine counts; 0 until that has said hello
 
     @property
     def is_known(self) -> bool:
@@ -66,7 +67,7 @@ class Forker:
             self._pidfd = os.pidfd_open(caller.pid)
         except ProcessLookupError:
             return None
-        self._peer, self.alive, self.isolated = caller.transport, True, caller.hello.isolated
+        self._peer, self.pid, self.alive, self.isolated = caller.transport, caller.pid, True, caller.hello.isolated
         self.answer(self.id, caller.hello)
         return Frames(self)
 

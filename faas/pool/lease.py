@@ -13,6 +13,7 @@ import msgspec
 from faas.errors import FaasError
 from faas.model import Environment, FunctionVersion, Start
 from faas.pool.backend import Sandbox
+from faas.pool.grants import NOTHING_GRANTED, Granted, Grants
 from faas.pool.overlays import Overlay
 from faas.pool.sandboxes import Sandboxes
 from faas.pool.worker import Worker
@@ -67,6 +68,7 @@ class Seen:
 
     environment: str
     schemas: Schemas | None  # None until a worker has loaded it
+    secrets: Mapping[str, str]  # by name: "version …", or why it is missing
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +80,7 @@ class Served:
     limits: tuple[int, float, int]  # memory in bytes, cpus, pids: the function's, at most the profile's
     overlay: Overlay | None = None  # its own packages, where it has any
     stage: Stage | None = None  # puts its mounts in place
+    grants: Grants = field(default_factory=Grants)
     mounts: Mapping[str, str] = field(default_factory=dict)  # target -> absolute path, once they are
     sandbox: Sandbox | None = None
     idle: list[Worker] = field(default_factory=list)  # the last one given back is the next one leased
@@ -101,16 +104,18 @@ class Served:
     @property
     def seen(self) -> Seen:
         built = (self.overlay or self.sandboxes).environment
-        return Seen(built.digest if built is not None else "", self.schemas)
+        return Seen(built.digest if built is not None else "", self.schemas, self.grants.told(self.function.spec))
 
     async def ready(self) -> bool:
         """Wait until a worker can be started without building anything; True where it had to. Raises EnvironmentFailed."""
-        if self.sandboxes.is_ready and not self.function.mounts and (self.overlay is None or self.overlay.environment is not None):
-            return False
-        cold = await self.sandboxes.ready()
-        if self.stage is not None and self.function.mounts:
-            self.mounts = await self.stage(self.function)
-        return (self.overlay is not None and await self.overlay.ready()) or cold
+        cold = False
+        if not self.sandboxes.is_ready or self.function.mounts or (self.overlay is not None and self.overlay.environment is None):
+            cold = await self.sandboxes.ready()
+            if self.stage is not None and self.function.mounts:
+                self.mounts = await self.stage(self.function)
+            cold = (self.overlay is not None and await self.overlay.ready()) or cold
+        self.grants.version(self.function.spec)  # last: an environment is built whether they are there or not
+        return cold
 
     @property
     def bill(self) -> Bill:
@@ -124,12 +129,19 @@ class Served:
         return max(1, free + min(AHEAD_LIMIT, int(AHEAD_S * workers / max(self.hold_s, 1e-6))))
 
     def pop_idle(self) -> Worker | None:
-        """The worker given back last; one that has died meanwhile is passed over, its end need not be settled yet."""
+        """The worker given back last; one that has died meanwhile is passed over, its end need not be settled yet, and one whose secrets have changed retires."""
         while self.idle:
             worker = self.idle.pop()
-            if worker.state != "dead":
+            if self.has_expired(worker):
+                worker.retire()
+            elif worker.state != "dead":
                 return worker
         return None
+
+    def has_expired(self, worker: Worker) -> bool:
+        """Whether it holds other secrets than it would be granted now."""
+        spec = self.function.spec
+        return bool(spec.secrets) and not self.grants.is_current(spec, worker.secrets)
 
     @property
     def bound(self) -> bool:
@@ -160,7 +172,7 @@ class Lease:
         self.give_back(self)
 
 
-def load_message(served: Served) -> wire.Load:
+def load_message(served: Served, granted: Granted = NOTHING_GRANTED) -> wire.Load:
     """What makes a spare a worker of a function version; its environment is there. A worker sends no result above the limit."""
     function, spec = served.function, served.function.spec
     return wire.Load(
@@ -174,4 +186,5 @@ def load_message(served: Served) -> wire.Load:
         overlay=served.environment.overlay,
         env=dict(spec.env),
         mounts=dict(served.mounts),
+        secrets=granted.values,
     )

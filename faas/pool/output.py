@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from faas.pool.listener import Caller
 from faas.worker import wire
+from faas.worker.redaction import NOTHING
 
 CUT = f"[more than {wire.LOG_BYTES} bytes in one attempt: the rest is dropped]"
 LINE_LIMIT_BYTES = 8 * 1024
@@ -61,6 +62,7 @@ class Output:
         self.told = False  # that this lease's output is cut
         self.open = 0  # streams whose end has not come
         self.speaker = NOBODY
+        self.redactor = NOTHING  # what no line may show; lines are cut after it, never before
 
     def start(self, sink: Sink) -> None:
         """What was printed so far, and all that comes, goes to the sink."""
@@ -87,7 +89,7 @@ class Output:
         self._frames += 1
         if self._frames > wire.LOG_FRAMES or len(said.text) > 2 * wire.LOG_BYTES:
             return False
-        for text in said.text.split("\n"):
+        for text in self.redactor.text(said.text).split("\n"):
             self._left_bytes -= max(len(text.encode("utf-8", "replace")) + 1, wire.LOG_LINE_BYTES)
             if self._left_bytes >= 0:
                 self.hand_on(Line(said.stream, text, said.at, self.speaker, level=said.level, logger=said.logger, fraction=said.fraction))
@@ -132,19 +134,23 @@ class Stream(asyncio.Protocol):
         for line in lines:
             self._cut(line)
         while len(rest) > LINE_LIMIT_BYTES:
-            self._cut(rest[:LINE_LIMIT_BYTES])
-            rest = rest[LINE_LIMIT_BYTES:]
+            rest = output.redactor.data(rest)
+            end = LINE_LIMIT_BYTES - output.redactor.begun(rest[:LINE_LIMIT_BYTES])
+            self._cut(rest[:end])
+            rest = rest[end:]
         self._rest = rest
         self._flood_bytes += len(data) - len(admitted)
         if len(admitted) < len(data) and not output.told:
             output.told = True
             if rest:
-                self._cut(rest)
+                rest = output.redactor.data(rest)
+                self._cut(rest[: len(rest) - output.redactor.begun(rest)])
             self._rest = b""
             self._cut(CUT.encode())
         self._hand_on()
 
     def _cut(self, line: bytes) -> None:
+        line = self._output.redactor.data(line)
         for at in range(0, max(1, len(line)), LINE_LIMIT_BYTES):
             self._lines.append(self._output.line(self._name, line[at : at + LINE_LIMIT_BYTES]))
 

@@ -18,6 +18,7 @@ from faas.config import PoolConfig
 from faas.errors import FaasError
 from faas.model import FunctionVersion, RuntimeProfile, Start
 from faas.pool.backend import Backend
+from faas.pool.grants import Grants
 from faas.pool.lease import Draining, Lease, Schemas, Seen, Served, Stage, load_message
 from faas.pool.overlays import BuildOverlay, Overlay
 from faas.pool.sandboxes import Build, Sandboxes
@@ -46,11 +47,12 @@ class WorkerPool:
         *,
         build_overlay: BuildOverlay | None,
         stage: Stage | None,
+        grants: Grants,
         group: asyncio.TaskGroup,
     ) -> None:
         self._free = self._slots = config.slots_or_default
         self._backend, self._build, self._build_overlay, self._group = backend, build, build_overlay, group
-        self._stage = stage
+        self._stage, self._grants = stage, grants
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._profiles: dict[str, Sandboxes] = {}
@@ -70,10 +72,12 @@ class WorkerPool:
         *,
         build_overlay: BuildOverlay | None = None,
         stage: Stage | None = None,
+        grants: Grants | None = None,
     ) -> AsyncIterator[WorkerPool]:
-        """Without `build_overlay` a function's own packages are taken to be in its profile's environment."""
+        """Without `build_overlay` a function's own packages are taken to be in its profile's environment; without `grants` there are no secrets."""
         async with asyncio.TaskGroup() as group:
-            pool = cls(config, backend, build, build_overlay=build_overlay, stage=stage, group=group)
+            pool = cls(config, backend, build, build_overlay=build_overlay, stage=stage, grants=grants or Grants(), group=group)
+            pool._spawn(pool._warmth.watch_secrets(pool._keep_warm))
             try:
                 yield pool
             finally:
@@ -109,7 +113,7 @@ class WorkerPool:
         overlay = None
         if function.lock and self._build_overlay is not None:
             overlay = Overlay(function, profile, self._build_overlay, spawn=self._spawn)
-        served = Served(function, sandboxes, limits, overlay, self._stage)
+        served = Served(function, sandboxes, limits, overlay, self._stage, self._grants)
         before, self._served[function.key] = self._served.get(function.key), served
         if before is not None:
             served.waiting = before.waiting
@@ -306,8 +310,10 @@ class WorkerPool:
         return load_message(self._served[function.key])
 
     async def load(self, served: Served, worker: Worker, *, timeout_s: float) -> wire.Loaded | wire.LoadFailed:
-        """Make a spare a worker of the function, and keep what it says of its types. Raises as `Worker.load` does."""
-        answer = await worker.load(load_message(served), timeout_s=timeout_s)
+        """Make a spare a worker of the function, and keep what it says of its types. Raises SecretMissing, and as `Worker.load` does."""
+        granted = served.grants.granted(served.function.spec)
+        worker.grant(granted)
+        answer = await worker.load(load_message(served, granted), timeout_s=timeout_s)
         if isinstance(answer, wire.Loaded):
             served.schemas = Schemas.of(answer)
         return answer

@@ -30,8 +30,9 @@ from faas.pool.cgroups import Cgroups
 from faas.pool.forker import Forker
 from faas.pool.listener import Caller, Frames
 from faas.pool.output import Output, Stream
+from faas.pool.shelves import Shelves
 from faas.pool.worker import EXIT_REPORT_S, OnOutput, Process, Worker, end_signal
-from faas.processes import die_with_parent
+from faas.processes import die_with_parent, parent_of
 from faas.worker import wire
 from faas.worker.zygote import Boot
 
@@ -55,6 +56,7 @@ class ProcessBackend:
         self.on_output = on_output
         self.isolate = isolate
         self.cgroups = Cgroups()
+        self.shelves = Shelves(state)
         self.enforced: frozenset[str] = frozenset()
         self._templates: dict[str, _Template] = {}
         self._preparing: dict[str, asyncio.Lock] = {}
@@ -74,6 +76,7 @@ class ProcessBackend:
         await asyncio.to_thread(self.cgroups.close)
 
     def _sweep(self) -> None:
+        self.shelves.sweep()
         shutil.rmtree(self.run, ignore_errors=True)
         self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -288,10 +291,11 @@ class ProcessSandbox(Forker):
         raise ColdStartFailed(f"worker {id} of {self.profile}", after_s=time.monotonic() - began, last_output=problem)
 
     def welcome(self, caller: Caller) -> asyncio.Protocol | None:
+        """Only children of whoever was told to fork them: a function of another sandbox could reach this socket as the same user."""
         role, id = caller.hello.role, caller.hello.id
         birth = self._births.get(id)
         if role == "zygote":
-            return super().welcome(caller)
+            return super().welcome(caller) if parent_of(caller.pid) == self._template.pid else None
         if birth is None or birth.exited is not None:
             return None
         if role in ("stdout", "stderr"):
@@ -302,7 +306,7 @@ class ProcessSandbox(Forker):
 
     def _hear(self, caller: Caller, birth: _Birth) -> Stream | None:
         """A stream of a worker on its way, held by its init."""
-        if caller.hello.role in birth.streams or birth.init_pid not in (0, caller.pid):
+        if caller.hello.role in birth.streams or birth.init_pid not in (0, caller.pid) or parent_of(caller.pid) != self.pid:
             return None
         if birth.init < 0:
             try:
@@ -314,7 +318,7 @@ class ProcessSandbox(Forker):
 
     def _adopt(self, caller: Caller, birth: _Birth) -> Frames | None:
         id = caller.hello.id
-        if birth.init < 0:
+        if birth.init < 0 or parent_of(caller.pid) != birth.init_pid:
             return None
         group = self._backend.cgroups.group(id)
         process = Process(caller.pid, birth.take_init(), isolated=self.isolated, group=group)
@@ -324,6 +328,7 @@ class ProcessSandbox(Forker):
         except OSError as error:
             log.warning("cgroup.failed", worker=id, error=str(error))
         worker = Worker(id, self.id, directory=str(self.directory), process=process, transport=caller.transport, output=birth.output)
+        worker.shelf = self._backend.shelves.of(id)
         birth.output.start(partial(self._backend.on_output, worker))
         self._workers[id] = worker
         self.answer(id, worker)

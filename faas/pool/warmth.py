@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -17,6 +17,8 @@ from faas.scheduling.fair_queue import Flow
 
 log = structlog.get_logger()
 
+SECRETS_S = 1.0
+"""How long an idle worker may hold a secret that has changed: its next event would replace it at once, and none may come."""
 RETIRE_S = 2.0
 """How long `close` of the workers of a retired sandbox may take before it is killed."""
 
@@ -65,6 +67,19 @@ class Warmth:
                     unbind(served)
         if coming:
             self.look_at(min(coming))
+
+    # ------------------------------------------------------------ secrets
+
+    async def watch_secrets(self, keep_warm: Callable[[Served], None]) -> None:
+        """Retire idle workers whose secrets have changed, and have others take their place where some are kept warm."""
+        while True:
+            await asyncio.sleep(SECRETS_S)
+            for served in list(self._served.values()):
+                for worker in [worker for worker in served.idle if served.has_expired(worker)]:
+                    served.idle.remove(worker)
+                    worker.retire()
+                    log.info("worker.replaced", function=served.function.spec.name, worker=worker.id, why="its secrets have changed")
+                    keep_warm(served)
 
     # ------------------------------------------------------------ eviction
 

@@ -14,11 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import structlog
 
 from faas.errors import ProtocolError, WorkerLost
 from faas.pool.cgroups import Group
+from faas.pool.grants import Granted, hidden
 from faas.pool.output import NOBODY, Line, Output, Speaker
+from faas.pool.shelves import Shelf
 from faas.worker import wire
 
 log = structlog.get_logger()
@@ -92,6 +95,8 @@ class Worker:
     def __init__(self, id: str, sandbox_id: str, *, directory: str, process: Process, transport: asyncio.Transport, output: Output) -> None:
         self.id, self.sandbox_id = id, sandbox_id
         self.version: str | None = None
+        self.secrets = ""  # the version of those that it holds, "" where it holds none
+        self.shelf: Shelf | None = None  # where it may write them
         self.state: Literal["spare", "leased", "idle", "dead"] = "spare"
         self.idle_since_monotonic = time.monotonic()
         self.on_lost: Callable[[Worker], None] | None = None
@@ -177,6 +182,8 @@ class Worker:
 
     def _frame(self, message: wire.Load | wire.Invoke) -> bytes:
         self._sent += 1
+        if isinstance(message, wire.Load) and message.secrets and self.shelf is not None:
+            message = msgspec.structs.replace(message, secrets_folder=self.shelf.make())
         return wire.encode(message, self.directory, f"{self.id}-h{self._sent}")
 
     # ------------------------------------------------------------ what comes in
@@ -189,7 +196,7 @@ class Worker:
         elif self._answer is None or self._answer.done() or self._reading:
             self._break(f"sent {type(message).__name__} that nobody asked for")
         elif isinstance(message, wire.Result | wire.Failed | wire.Loaded | wire.LoadFailed):
-            self._answer.set_result(message)
+            self._answer.set_result(hidden(message, self._output.redactor))
         elif isinstance(message, wire.Chunk | wire.Emit | wire.Metered):
             self._hear(message)
         elif isinstance(message, wire.Spilled):
@@ -268,6 +275,8 @@ class Worker:
         killed = self._exited is None or self._exited.code == -signal.SIGKILL
         oom = killed and self._process.group is not None and self._process.group.oom_kills() > 0
         self._process.close()
+        if self.shelf is not None:
+            self.shelf.remove()
         self._transport.abort()
         self._fail(WorkerLost(self.id, _in_words(self._exited, oom=oom), oom=oom))
         on_lost, self.on_lost = self.on_lost, None
@@ -301,6 +310,10 @@ class Worker:
     def speak_for(self, speaker: Speaker) -> None:
         """Whose words its output is from now on."""
         self._output.speaker = speaker
+
+    def grant(self, granted: Granted) -> None:
+        """What it is told in confidence as it loads: nothing that it says from now on shows it."""
+        self.secrets, self._output.redactor = granted.version, granted.redactor
 
     def give_back(self) -> bool:
         """Idle again after a clean end; False where it is dead, whatever its attempt said."""

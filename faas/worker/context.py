@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from faas.worker import wire
+from faas.worker.secrets import Secrets
 from faas.worker.trace import span_of
 
 SAID_EVERY_S = 0.1
@@ -102,12 +103,13 @@ class Context:
     gpu: Gpu | None = None
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("faas"))
     mounts: Mapping[str, Path] = field(default_factory=dict)
-    secrets: Mapping[str, str] = field(default_factory=dict)
+    secrets: Secrets = field(default_factory=Secrets)
     budget: None = None  # until functions have one
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     meters: dict[str, int] = field(default_factory=dict)
     _send: Callable[[wire.Said], None] | None = None  # None: there is no node
     _over: bool = False  # the attempt has ended; a thread of it may go on
+    _hide: Callable[[str], str] = str  # takes the values of its secrets out of a text
     _is_cancelled: Callable[[], bool] | None = None
     _began_monotonic: float = field(default_factory=time.monotonic)
     _progress_due: float = 0.0
@@ -153,7 +155,7 @@ class Context:
         if now >= self._progress_due or (fraction == 1 and not self._complete):
             self._progress_due = now + max(SAID_EVERY_S, SAID_SHARE * (now - self._began_monotonic))
             self._complete = fraction == 1
-            text = wire.encodable(str(message)[:PROGRESS_CHARACTERS])
+            text = wire.encodable(self._hide(str(message))[:PROGRESS_CHARACTERS])
             self._say(wire.Log(stream="progress", text=text, fraction=float(fraction), at=time.time()))
 
     def meter(self, name: str, n: int = 1) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from faas.worker import wire
+from faas.worker.redaction import NOTHING
 
 LINE_CHARACTERS = 8 * 1024
 MESSAGE_CHARACTERS = 12 * 1024
@@ -30,6 +31,7 @@ class Log:
     def __init__(self, send: Callable[[wire.Log], bool]) -> None:
         self._send = send
         self._left_bytes = wire.LOG_BYTES
+        self.redactor = NOTHING  # what no line may show; cut lines after it, never before
         self._streams = (Stream("stdout", 1, self), Stream("stderr", 2, self))
 
     def install(self) -> None:
@@ -60,7 +62,7 @@ class Log:
 
     def say(self, where: Where, text: str, *, level: str = "info", logger: str = "", at: float = 0.0) -> bool:
         """Pass on one line, or several. False where it cannot be done: in a forked child, or in the middle of another message."""
-        text = wire.encodable(text[:MESSAGE_CHARACTERS])
+        text = wire.encodable(self.redactor.text(text)[:MESSAGE_CHARACTERS])
         if self._left_bytes < 0:
             return True
         # The one that crosses the limit goes out: the node counts alike, and says that it is cut. Not under a lock, which a signal handler
@@ -102,11 +104,16 @@ class Stream(io.TextIOBase):
         for line in lines:
             self._say(line)
         while len(self._rest) > LINE_CHARACTERS:
-            self._say(self._rest[:LINE_CHARACTERS])
-            self._rest = self._rest[LINE_CHARACTERS:]
+            end = LINE_CHARACTERS
+            if self._log.redactor:
+                self._rest = self._log.redactor.text(self._rest)
+                end -= self._log.redactor.begun(self._rest[:end].encode("utf-8", "surrogatepass"))
+            self._say(self._rest[:end])
+            self._rest = self._rest[end:]
         return len(text)
 
     def _say(self, line: str) -> None:
+        line = self._log.redactor.text(line)
         for at in range(0, max(1, len(line)), LINE_CHARACTERS):
             part = line[at : at + LINE_CHARACTERS]
             if not self._log.say(self._name, part):

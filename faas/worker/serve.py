@@ -17,15 +17,18 @@ from typing import Any
 
 import msgspec
 
-from faas.worker import loader, wire
+from faas.worker import loader, secrets, wire
 from faas.worker.calls import Calls, TooLarge, Unencodable
 from faas.worker.context import Checkpoint, Context, Reject, Retry
 from faas.worker.logs import Log
+from faas.worker.redaction import Redactor
 
 TRACEBACK_CHARACTERS = 8 * 1024
 DETAIL_CHARACTERS = 2000
 READ_BYTES = 64 * 1024
 _NOTHING: Mapping[str, Any] = {}
+Hide = Callable[[str], str]
+"""Takes the values of the function's secrets out of a text."""
 _NO_CHECKPOINT = Checkpoint()
 
 
@@ -66,7 +69,10 @@ class Peer:
 
     def _read(self, message: wire.HostMessage) -> wire.HostMessage:
         if isinstance(message, wire.Spilled):
-            return wire.decode_host(wire.read_spilled(message, self._directory, sys.maxsize))
+            spilled_message = wire.decode_host(wire.read_spilled(message, self._directory, sys.maxsize))
+            if isinstance(spilled_message, wire.Load):
+                return msgspec.structs.replace(spilled_message, secrets=message.secrets)
+            return spilled_message
         if isinstance(message, wire.Invoke) and message.file:
             spilled = wire.Spilled(file=message.file, size=os.stat(os.path.join(self._directory, message.file)).st_size)
             return msgspec.structs.replace(message, data=wire.read_spilled(spilled, self._directory, sys.maxsize), file="")
@@ -111,8 +117,8 @@ def serve(peer: Peer, directory: str) -> None:
             if isinstance(message, wire.Load) and function is None:
                 log.install()
                 calls.listen()
-                answer, handler = _load(message, directory, peer=peer, calls=calls)
-                function = None if handler is None else _Function(message, handler, peer=peer, calls=calls)
+                log.redactor = Redactor({name: [value.encode("utf-8", "surrogatepass")] for name, value in message.secrets.items()})
+                answer, function = _load(message, directory, peer=peer, calls=calls, hide=log.redactor.text)
                 log.adopt_structlog()
             elif isinstance(message, wire.Invoke) and function is not None:
                 log.renew()
@@ -140,7 +146,9 @@ def _flush() -> None:
         return
 
 
-def _load(message: wire.Load, directory: str, *, peer: Peer, calls: Calls) -> tuple[wire.SandboxMessage, loader.Handler | None]:
+def _load(
+    message: wire.Load, directory: str, *, peer: Peer, calls: Calls, hide: Hide
+) -> tuple[wire.Loaded | wire.LoadFailed, _Function | None]:
     scratch = os.path.join(directory, "tmp")
     os.makedirs(scratch, exist_ok=True)
     os.chdir(scratch)
@@ -154,11 +162,13 @@ def _load(message: wire.Load, directory: str, *, peer: Peer, calls: Calls) -> tu
 
     usage = _Usage()
     try:
-        handler = loader.load(message, directory, context=lambda: _context(message, send), run=calls.run)
+        own = secrets.receive(message.secrets, message.secrets_folder)
+        message = msgspec.structs.replace(message, secrets={})  # one copy is enough: what the handler has
+        handler = loader.load(message, directory, context=lambda: _context(message, own, send), run=calls.run)
     except BaseException as error:  # the author's code: SystemExit and KeyboardInterrupt end the load like any error
         load_us, cpu_us, memory = usage.read()
-        detail = _sentence(error)
-        return wire.LoadFailed(detail=detail, traceback=_trace(error), load_us=load_us, cpu_us=cpu_us, memory_peak_bytes=memory), None
+        detail, trace = _sentence(error, hide), _trace(error, hide)
+        return wire.LoadFailed(detail=detail, traceback=trace, load_us=load_us, cpu_us=cpu_us, memory_peak_bytes=memory), None
     load_us, cpu_us, memory = usage.read()
     answer = wire.Loaded(
         load_us=load_us,
@@ -167,27 +177,29 @@ def _load(message: wire.Load, directory: str, *, peer: Peer, calls: Calls) -> tu
         input_schema=handler.input_schema,
         output_schema=handler.output_schema,
     )
-    return answer, handler
+    return answer, _Function(message, handler, own, peer=peer, calls=calls, hide=hide)
 
 
 class _Function:
     """A loaded function; runs one attempt at a time."""
 
-    def __init__(self, loaded: wire.Load, handler: loader.Handler, *, peer: Peer, calls: Calls) -> None:
-        self._loaded, self._handler, self._peer, self._calls = loaded, handler, peer, calls
+    def __init__(self, loaded: wire.Load, handler: loader.Handler, own: secrets.Secrets, *, peer: Peer, calls: Calls, hide: Hide) -> None:
+        self._loaded, self._handler, self._secrets = loaded, handler, own
+        self._peer, self._calls, self._hide = peer, calls, hide
 
     def invoke(self, message: wire.Invoke) -> wire.Result | wire.Failed:
         """Every end as a message: whatever the author's code does short of ending the process."""
-        usage, handler, calls = _Usage(), self._handler, self._calls
+        usage, handler, calls, hide = _Usage(), self._handler, self._calls, self._hide
         calls.renew()
-        context = _context(self._loaded, self._peer.send)
+        context = _context(self._loaded, self._secrets, self._peer.send)
+        context._hide = hide
         meters = context.meters
 
         def failed(reason: wire.Reason, detail: str, *, trace: str = "", after_s: float | None = None) -> wire.Failed:
             run_us, cpu_us, memory = usage.read()
             return wire.Failed(
                 reason=reason,
-                detail=wire.encodable(detail[:DETAIL_CHARACTERS]),
+                detail=wire.encodable(hide(detail)[:DETAIL_CHARACTERS]),
                 traceback=trace,
                 retry_after_s=None if after_s is None else min(after_s, wire.RETRY_LIMIT_S),
                 run_us=run_us,
@@ -200,7 +212,9 @@ class _Function:
             try:
                 event = handler.decode(message)
             except (msgspec.DecodeError, RecursionError, ValueError) as error:
-                detail = _sentence(error, named=False) if message.data else "the payload is empty, and the function takes one - at `$`"
+                detail = (
+                    _sentence(error, hide, named=False) if message.data else "the payload is empty, and the function takes one - at `$`"
+                )
                 return failed("payload_invalid", detail)
             self._put_into(context, message)
             usage.began_ns = time.monotonic_ns()  # the execution clock; what came before was not the author's
@@ -210,13 +224,13 @@ class _Function:
         except Reject as error:
             return failed("rejected_by_handler", error.reason)
         except Retry as error:
-            return failed("error", _sentence(error), after_s=error.after_s)
+            return failed("error", _sentence(error, hide), after_s=error.after_s)
         except Unencodable as error:
             return failed("result_invalid", f"the result cannot be encoded: {error}")
         except TooLarge as error:
             return failed("result_too_large", str(error))
         except BaseException as error:  # the author's code: SystemExit, KeyboardInterrupt and MemoryError are failures of this attempt
-            return failed("error", _sentence(error), trace=_trace(error))
+            return failed("error", _sentence(error, hide), trace=_trace(error, hide))
         finally:
             context._over = True
         run_us, cpu_us, memory = usage.read()
@@ -241,14 +255,14 @@ class _Function:
         self._calls.close()
 
 
-def _context(loaded: wire.Load, send: Callable[[wire.Said], None]) -> Context:
+def _context(loaded: wire.Load, own: secrets.Secrets, send: Callable[[wire.Said], None]) -> Context:
     return Context(
         function=loaded.function,
         tenant=loaded.tenant,
         tags=loaded.tags,
         device=_device(),
         mounts={target: Path(path) for target, path in loaded.mounts.items()} if loaded.mounts else _NOTHING,
-        secrets=_NOTHING,
+        secrets=own,
         checkpoint=_NO_CHECKPOINT,
         _send=send,
     )
@@ -264,18 +278,18 @@ def _torch_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _sentence(error: BaseException, *, named: bool = True) -> str:
+def _sentence(error: BaseException, hide: Hide, *, named: bool = True) -> str:
     try:
         text = str(error)
     except Exception:  # an author's __str__ may raise too
         text = "its message cannot be shown"
-    return wire.encodable((f"{type(error).__name__}: {text}" if named else text)[:DETAIL_CHARACTERS])
+    return wire.encodable(hide(f"{type(error).__name__}: {text}" if named else text)[:DETAIL_CHARACTERS])
 
 
-def _trace(error: BaseException) -> str:
+def _trace(error: BaseException, hide: Hide) -> str:
     """The author's frames, causes included, the innermost kept where it is too long."""
     whole = link = traceback.TracebackException.from_exception(error)
     while link is not None:
         link.stack[:] = [frame for frame in link.stack if f"{os.sep}faas{os.sep}worker{os.sep}" not in frame.filename]
         link = link.__cause__ or link.__context__  # type: ignore[assignment]
-    return wire.encodable("".join(whole.format())[-TRACEBACK_CHARACTERS:])
+    return wire.encodable(hide("".join(whole.format()))[-TRACEBACK_CHARACTERS:])

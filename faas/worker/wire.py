@@ -42,6 +42,9 @@ LOG_FRAMES = 2 * LOG_BYTES // LOG_LINE_BYTES
 BODY_FILE_BYTES = 2**20
 """A result above this is left in a file of its own: the node need not hold it in memory to pass it on."""
 
+SECRETS_BYTES = 48 * 1024
+"""Of the secrets of one function: they travel in the frame itself, however long the rest is, and never in a file of the sandbox's directory."""
+
 SOCKET_NAME = "socket"
 SPILL_PREFIX = "spill-"
 _LENGTH = struct.Struct(">I")
@@ -59,10 +62,17 @@ class _Message(Struct, frozen=True, tag_field="type", omit_defaults=True):
 
 
 class Spilled(_Message, frozen=True, tag="spilled", kw_only=True):
-    """The next message stands in this file of the sandbox's directory; the receiver removes it. `file` is a bare name, SPILL_PREFIX first."""
+    """The next message stands in this file of the sandbox's directory; the receiver removes it. `file` is a bare name, SPILL_PREFIX first.
+
+    `secrets` are those of the `Load` that stands there without them: nothing of them is written to a disk.
+    """
 
     file: str
     size: int
+    secrets: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Spilled(file={self.file!r}, size={self.size})"
 
 
 # ---------------------------------------------------------------- node -> zygote
@@ -104,6 +114,11 @@ class Load(_Message, frozen=True, tag="load", kw_only=True):
     env: Mapping[str, str] = {}
     mounts: Mapping[str, str] = {}  # target -> absolute path
     overlay: str = ""  # absolute path of the folder with the function's own packages
+    secrets: Mapping[str, str] = {}  # name -> value; together at most SECRETS_BYTES
+    secrets_folder: str = ""  # absolute path of an empty folder of this worker's own, for a file of each
+
+    def __repr__(self) -> str:
+        return f"Load(function={self.function!r}, version={self.version!r}, secrets={list(self.secrets)})"
 
 
 class Invoke(_Message, frozen=True, tag="invoke", kw_only=True):
@@ -275,7 +290,7 @@ def encodable(text: str) -> str:
 def encode(message: HostMessage | SandboxMessage, directory: str = "", name: str = "") -> bytes:
     """The frame of a message. One above INLINE_BYTES is written to `directory`/SPILL_PREFIX+`name` and its `Spilled` frame is returned.
 
-    Of a result above BODY_FILE_BYTES the body alone is.
+    Of a result above BODY_FILE_BYTES the body alone is; of a `Load` the secrets are not.
     """
     file = SPILL_PREFIX + name
     if isinstance(message, Result) and len(message.body) > BODY_FILE_BYTES:
@@ -283,8 +298,11 @@ def encode(message: HostMessage | SandboxMessage, directory: str = "", name: str
         message = msgspec.structs.replace(message, body=b"", file=file, size=len(message.body))
     body = _encoder.encode(message)
     if len(body) > INLINE_BYTES:
+        secrets: Mapping[str, str] = {}
+        if isinstance(message, Load) and message.secrets:
+            secrets, body = message.secrets, _encoder.encode(msgspec.structs.replace(message, secrets={}))
         _write(directory, file, body)
-        body = _encoder.encode(Spilled(file=file, size=len(body)))
+        body = _encoder.encode(Spilled(file=file, size=len(body), secrets=secrets))
     return _LENGTH.pack(len(body)) + body
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 
 import pytest
-from conftest import Make, Printed, invoke_message, result_of
+from conftest import Make, Printed, invoke_message, load_message, result_of
 from processes import wait_for_end
 
 from faas.errors import ProtocolError
+from faas.pool.backend import Sandbox
 from faas.pool.listener import GREETINGS
+from faas.pool.process import ProcessSandbox
 from faas.worker import wire
 
 FORGES = "import os, sys\nfrom faas.worker import wire\npeer = sys.stdout._log._send.__self__\n"
@@ -95,3 +98,27 @@ async def test_programs_that_set_up_their_output_print_all_the_same(make: Make, 
 
     assert json.loads(str(answer)) is True
     assert sorted(printed.of(worker)) == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("role", ["zygote", "stdout", "worker"])
+async def test_nobody_but_a_child_of_its_zygote_is_taken_for_a_worker(sandbox: Sandbox, role: str) -> None:
+    """A function of another sandbox runs as the same user and reaches this socket: the next load would bring it another function's secrets."""
+    assert isinstance(sandbox, ProcessSandbox)
+    os.kill(sandbox.pid, signal.SIGSTOP)  # so that the one that is waited for comes later
+    try:
+        forking = asyncio.create_task(sandbox.fork())
+        await asyncio.sleep(0)
+        (id,) = sandbox._births
+        folder = os.open(sandbox.directory, os.O_RDONLY)
+        reader, writer = await asyncio.open_unix_connection(f"/proc/self/fd/{folder}/{wire.SOCKET_NAME}")
+        os.close(folder)
+        writer.write(wire.encode(wire.Hello(role=role, id=sandbox.id if role == "zygote" else id)))
+        assert await reader.read() == b""
+        writer.close()
+    finally:
+        os.kill(sandbox.pid, signal.SIGCONT)
+
+    worker = await forking
+
+    assert worker.pid != os.getpid()
+    assert await worker.load(load_message("def handle(event):\n    return 1\n"))
