@@ -49,6 +49,7 @@ from faas.gateway.server import Gateway, is_loopback
 from faas.intake import Drained, Intake
 from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
+from faas.pool.grants import Grants
 from faas.pool.large import LargeBodies
 from faas.pool.metering import Billing
 from faas.pool.mounts import Mounts
@@ -56,11 +57,13 @@ from faas.pool.output import Line
 from faas.pool.pool import WorkerPool
 from faas.pool.process import ProcessBackend
 from faas.pool.worker import Worker
+from faas.processes import show_nothing
 from faas.questions import Questions
 from faas.registry.nodes import Nodes, NodeSeen
 from faas.registry.spec import Reading, read_functions
 from faas.rollout import Place, Rollout
 from faas.runs import LogLine
+from faas.security.secrets import Secrets
 from faas.security.tokens import Tokens
 from faas.statefolder import NodeInfo, node_file, state_folder
 from faas.tally import Tally
@@ -110,6 +113,7 @@ async def running(
     disk: DiskWatch | None = None
     try:
         async with AsyncExitStack() as stack:
+            provider = _secrets(config)
             stack.enter_context(state_folder(config.state, config.node))
             absent = lambda: "" if node is None else node.absent  # noqa: E731
             gateway = await stack.enter_async_context(Gateway.open(*config.http_address, config.http, waiting=lambda: missing))
@@ -126,7 +130,7 @@ async def running(
             bus = await stack.enter_async_context(_bus(config, url))
             missing.remove("bus")
             store_bytes = server.store_bytes if server is not None else None
-            node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build))
+            node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build, provider=provider))
             place = node.place(folder, profiles, eager=eager, store_bytes=store_bytes)
             await stack.enter_async_context(node.serving(place))
             await stack.enter_async_context(StreamKeeper.open(bus, node.declare, forget=node.forget))
@@ -177,7 +181,7 @@ class _Node:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: Config, bus: Bus, on_build: OnBuild) -> AsyncIterator[_Node]:
+    async def open(cls, config: Config, bus: Bus, on_build: OnBuild, *, provider: Secrets) -> AsyncIterator[_Node]:
         """Bottom-up: usage, backend, pool, dispatcher, intake; leaving it drains in the other order."""
         captured: dict[str, str] = {}
         async with AsyncExitStack() as stack:
@@ -192,7 +196,7 @@ class _Node:
             build_overlay = partial(environments.ensure_overlay, progress=on_build)
             mounts = Mounts(config.state / "mounts", config.mounts)
             pool = await stack.enter_async_context(
-                WorkerPool.open(config.pool, backend, build, build_overlay=build_overlay, stage=mounts.stage)
+                WorkerPool.open(config.pool, backend, build, build_overlay=build_overlay, stage=mounts.stage, grants=Grants(provider))
             )
             large = LargeBodies(Payloads(bus), outcomes.inline_limit_bytes, outcome_retention_s=config.bus.outcome_retention_s)
             attempts = _attempts(config, large, pool=pool, speech=speech)
@@ -292,6 +296,13 @@ class _Node:
     @property
     def building(self) -> tuple[str, ...]:
         return self._pool.building
+
+
+def _secrets(config: Config) -> Secrets:
+    """What `[secrets]` names; before anything is started, which would inherit those of the environment. Raises ConfigInvalid."""
+    if config.secrets.folder or config.secrets.provider == "environment":
+        show_nothing()
+    return Secrets(config.secrets)
 
 
 def _attempts(config: Config, large: LargeBodies, *, pool: WorkerPool, speech: Speech) -> Attempts:

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import Literal, get_origin
@@ -17,7 +17,7 @@ from typing import Literal, get_origin
 from msgspec import Struct, field, structs
 
 from faas.errors import ConfigInvalid
-from faas.model import NAME_PATTERN
+from faas.model import NAME_PATTERN, SECRET_PATTERN
 from faas.strict import KeyInvalid, convert, parse_toml, type_at
 from faas.subjects import problem_with
 from faas.units import Duration, Size, format_size
@@ -141,6 +141,21 @@ class Config(Struct, frozen=True, kw_only=True):
     tenants: tuple[TenantConfig, ...] = ()
 
 
+def keep_apart(secrets: SecretsConfig, *, functions: Path, mounts: Iterable[str]) -> None:
+    """See that secrets lie nowhere where functions read: not in what is packed and deployed, nor in what they may mount. Raises ConfigInvalid."""
+    if not secrets.folder:
+        return
+    folder = Path(secrets.folder).resolve()
+    for other, what in (
+        (functions, "the functions folder"),
+        *((Path(mount), "what [node] mounts lets functions mount") for mount in mounts),
+    ):
+        if folder.is_relative_to(other.resolve()):
+            raise ConfigInvalid(f"secrets.folder: {secrets.folder} lies in {other}, {what}; move it out of there")
+    if functions.resolve().is_relative_to(folder):
+        raise ConfigInvalid(f"secrets.folder: the functions folder {functions} lies in it; give secrets a folder of their own")
+
+
 def load_file(path: Path | None, environ: Mapping[str, str]) -> FileConfig:
     """Read `faas.toml`, if there is a path, and let FAAS_SECTION__KEY win over it. Raises ConfigInvalid."""
     name = path.name if path is not None else "faas.toml"
@@ -261,6 +276,15 @@ def _located(given: SecretsConfig, path: Path | None, *, named: bool) -> Secrets
     if "\0" in given.folder:
         raise KeyInvalid("secrets.folder", "has a zero character, which no folder can have")
     return structs.replace(given, folder=str((path.parent if path else Path()) / given.folder)) if given.folder else given
+
+
+def problem_with_secret(name: str) -> str:
+    """Why a text is no name of a secret, and what is one; "" where it is."""
+    if not re.fullmatch(SECRET_PATTERN, name) or len(name) > 63:
+        return f"{name[:80]!r} is no name of a secret; letters and digits, with single _ or - between them, at most 63"
+    if re.fullmatch(r".*[_-]previous", name, re.IGNORECASE):
+        return f"{name!r}: a name that ends in previous is kept for rotation; choose another"
+    return ""
 
 
 def _is_folder(path: str) -> bool:

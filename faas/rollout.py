@@ -386,6 +386,7 @@ class Rollout:
             report,
             declaration=in_effect(function.spec),
             environment=seen.environment,
+            secrets=seen.secrets,
             loaded=seen.schemas is not None,
             input_schema=seen.schemas.input if seen.schemas else "",
             output_schema=seen.schemas.output if seen.schemas else "",

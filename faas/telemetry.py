@@ -12,7 +12,11 @@ def set_up_logging(*, debug: bool = False, quiet: bool = False, json: bool = Fal
     """Configure structlog once, for the whole process. `quiet` leaves errors alone; `json` writes JSON lines on a terminal too."""
     level = logging.ERROR if quiet else logging.DEBUG if debug else logging.INFO
     terminal = sys.stderr.isatty() and not json
-    renderer: structlog.types.Processor = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    renderer: structlog.types.Processor = (
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if terminal
+        else structlog.processors.JSONRenderer()
+    )
     processors: list[structlog.types.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

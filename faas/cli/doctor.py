@@ -36,7 +36,7 @@ def doctor(
     json: Json = False,
 ) -> int:
     """Say what is wrong, and what to type."""
-    from faas.cli import project
+    from faas.cli import confidential, project
     from faas.environments.profile import load_profiles
     from faas.telemetry import set_up_logging
 
@@ -56,6 +56,7 @@ def doctor(
         "config": lambda: project.config(config),
         "profiles": lambda: project.profiles(profiles, broken),
         "functions": lambda: project.functions(functions, profiles, _mounts(config)),
+        "secrets": lambda: confidential.secrets(config, functions, profiles),
     }
     findings = examine(_machine(where, profiles) | probes | {"node": lambda: project.node(where.state)})
     if json:
@@ -66,7 +67,7 @@ def doctor(
 
 
 def _machine(where: Where, profiles: Mapping[str, RuntimeProfile]) -> dict[str, Probe]:
-    from faas.cli import machine, project
+    from faas.cli import confidential, machine, project
 
     url = where.nats or os.environ.get("FAAS_NATS")
     return {
@@ -79,7 +80,7 @@ def _machine(where: Where, profiles: Mapping[str, RuntimeProfile]) -> dict[str, 
         "limits": machine.limits,
         "isolation": machine.isolation,
         "state": lambda: project.state(where.state),
-        "secrets": lambda: project.secrets(Path()),
+        "files": lambda: confidential.files(Path()),
     }
 
 

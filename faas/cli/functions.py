@@ -88,6 +88,7 @@ def _as_json(report: FunctionReport, *, in_full: bool) -> dict[str, object]:
         **short,
         "declaration": report.declaration,
         "environment": report.environment,
+        "secrets": dict(report.secrets),
         "loaded": report.loaded,
         "input_schema": _schema(report.input_schema),
         "output_schema": _schema(report.output_schema),
@@ -138,7 +139,8 @@ def _in_full(report: FunctionReport) -> Iterator[str]:
         return
     yield _line("version", report.version)
     yield _line("environment", report.environment or "not built yet: the first event waits for it")
-    yield from _keys("", report.declaration)
+    yield from _keys("", {key: value for key, value in report.declaration.items() if key != "secrets"})
+    yield from (_line(f"secret {name}", how) for name, how in report.secrets.items())
     if missing := _not_enforced(iter(report.not_enforced)):
         yield _line("not enforced here", f"{missing} (control groups are not writable)")
     for what, schema in (("input", report.input_schema), ("output", report.output_schema)):

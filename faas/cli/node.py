@@ -90,7 +90,7 @@ def settings_of(
     environments: Environments = "build",
 ) -> Config:
     """Options, file and environment variables as one Config. Raises ConfigInvalid."""
-    from faas.config import Config, load_file, node_name, parse_address
+    from faas.config import Config, keep_apart, load_file, node_name, parse_address
 
     if addresses.nats and addresses.bus:
         raise ConfigInvalid("--bus is where the embedded server listens, and with --nats there is none; leave one of the two out")
@@ -101,8 +101,10 @@ def settings_of(
         raise ConfigInvalid(
             f"bus.replicas: the embedded server is one, and {parsed.bus.replicas} need a cluster; give --nats URL, or leave it 1"
         )
+    functions = folders.functions or Path("functions")
+    keep_apart(parsed.secrets, functions=functions, mounts=parsed.node.mounts)
     return Config(
-        functions=folders.functions or Path("functions"),
+        functions=functions,
         runtimes=runtimes_folder(folders.runtimes),
         state=state,
         node=node_name(state, node),

@@ -134,14 +134,6 @@ def state(folder: Path) -> Iterator[Finding]:
             yield problem("state", f"{file} holds the bus's token and may be read by others", f"chmod 600 {file}")
 
 
-def secrets(folder: Path) -> Iterator[Finding]:
-    """Files that look like secrets beside the project, which others on this machine may read."""
-    looks = ("secrets/*", "*.env", ".env*", "*.pem", "*.key")
-    for file in dict.fromkeys(file for pattern in looks for file in sorted(folder.glob(pattern))):
-        if file.is_file() and file.stat().st_mode & 0o077:
-            yield warning("secrets", f"{file.relative_to(folder)} may be read by others", f"chmod 600 {file.relative_to(folder)}")
-
-
 def node(folder: Path) -> Iterable[Finding]:
     """The node on this state folder: whether one runs, is ready and answers on its bus."""
     try:

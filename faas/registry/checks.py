@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import get_args
 
 from faas import subjects
-from faas.model import NAME_PATTERN, SECRET_PATTERN, FunctionSpec, RuntimeProfile
+from faas.config import problem_with_secret
+from faas.model import NAME_PATTERN, FunctionSpec, RuntimeProfile
 from faas.strict import KeyInvalid
 from faas.triggers import Trigger, Verify
 from faas.units import format_size
@@ -20,6 +21,7 @@ TAGS_BYTES = 1024
 TRIGGERS_LIMIT = 100
 MOUNTS_LIMIT = 20
 DEPENDENCIES_LIMIT = 100
+SECRETS_LIMIT = 20
 ENV_BYTES = 64 * 2**10
 """Of all names and values; a process takes 128 KiB in one of them, and the environment goes to every worker as it loads."""
 REQUIREMENT_CHARACTERS = 500
@@ -27,7 +29,7 @@ WEIGHTS = (0.01, 100)
 """Of `scale.weight`: beyond, one start of a light function would hold it back for longer than most events may wait."""
 
 NOT_YET: Mapping[str, tuple[str, ...]] = {
-    "": ("policy", "secrets", "budget", "batch", "dev"),
+    "": ("policy", "budget", "batch", "dev"),
     "gpu": ("memory", "kinds", "share"),
     "scale": ("concurrency",),
     "trigger": ("schedule", "timezone", "payload"),
@@ -79,6 +81,7 @@ def check(spec: FunctionSpec, profile: RuntimeProfile, table: Mapping[str, objec
         _output(spec),
         _dependencies(spec),
         _env(spec),
+        _secrets(spec),
         _mounts(spec),
     ):
         for holds, key, problem in rules:
@@ -170,12 +173,8 @@ def _webhook(key: str, trigger: Trigger) -> Iterator[Rule]:
         yield not trigger.secret, f"{key}.secret", 'has no effect with verify = "none"; leave one of the two out'
         return
     yield trigger.secret != "", f"{key}.secret", f'is missing; name the secret that verify = "{verify}" checks with, like "{name}_secret"'
-    holds = re.fullmatch(SECRET_PATTERN, trigger.secret) is not None and len(trigger.secret) <= 63
-    yield (
-        holds,
-        f"{key}.secret",
-        f"{trigger.secret[:80]!r} is no name of a secret; letters and digits, with _ or - between them, at most 63",
-    )
+    problem = problem_with_secret(trigger.secret)
+    yield not problem, f"{key}.secret", problem
 
 
 def _output(spec: FunctionSpec) -> Iterator[Rule]:
@@ -201,6 +200,14 @@ def _env(spec: FunctionSpec) -> Iterator[Rule]:
         yield "\0" not in value, f"env.{name}", "has a zero character, which no variable can hold"
     size_bytes = sum(len(f"{name}={value}".encode()) for name, value in spec.env.items())
     yield size_bytes <= ENV_BYTES, "env", f"has {format_size(size_bytes)}; {format_size(ENV_BYTES)} at most, put more into a file"
+
+
+def _secrets(spec: FunctionSpec) -> Iterator[Rule]:
+    yield len(spec.secrets) <= SECRETS_LIMIT, "secrets", f"{len(spec.secrets)} secrets; {SECRETS_LIMIT} at most"
+    for index, name in enumerate(spec.secrets):
+        problem = problem_with_secret(name)
+        yield not problem, f"secrets[{index}]", problem
+        yield name not in spec.secrets[:index], f"secrets[{index}]", f"{name!r} is there already; name each once"
 
 
 def _mounts(spec: FunctionSpec) -> Iterator[Rule]:

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import structlog
 
-from faas.config import SECRET_VARIABLE, SecretsConfig
+from faas.config import SECRET_VARIABLE, SecretsConfig, problem_with_secret
 from faas.errors import ConfigInvalid, SecretMissing
-from faas.model import NAME_PATTERN, SECRET_PATTERN
+from faas.model import NAME_PATTERN
 
 DEFAULT_TENANT = "default"
 PREVIOUS = ".previous"
-SECRET_BYTES = 64 * 2**10
+SECRET_BYTES = 32 * 2**10
 """A value travels to the worker in one frame with others; a key, a certificate with its chain or a token is far below."""
 VERSION_DIGITS = 12
 SETTLED_NS = 100_000_000
@@ -85,7 +85,7 @@ class Secrets:
         """The secret as it stands now. Raises SecretMissing, which says where it was looked for and what to type."""
         if not re.fullmatch(NAME_PATTERN, tenant):
             raise SecretMissing(name, f"{tenant[:80]!r} is no name of a tenant")
-        if problem := problem_with(name):
+        if problem := problem_with_secret(name):
             raise SecretMissing(name, problem)
         if self._variables is not None:
             current, previous = self._of_the_environment(self._variables, name, tenant)
@@ -142,15 +142,6 @@ class Secrets:
         if status.st_mode & 0o077 and path not in self._warned:
             self._warned.add(path)
             log.warning("secret.open_to_others", file=str(path), mode=f"{stat.S_IMODE(status.st_mode):04o}", type=f"chmod 600 {path}")
-
-
-def problem_with(name: str) -> str:
-    """Why a text is no name of a secret, and what is one; "" where it is."""
-    if not re.fullmatch(SECRET_PATTERN, name) or len(name) > 63:
-        return f"{name[:80]!r} is no name of a secret; letters and digits, with single _ or - between them, at most 63"
-    if re.fullmatch(r".*[_-]previous", name, re.IGNORECASE):
-        return f"{name!r}: a name that ends in previous is kept for rotation; choose another"
-    return ""
 
 
 def variable_of(name: str, tenant: str) -> str:

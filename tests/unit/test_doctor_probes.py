@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from faas.cli import project
+from faas.cli import confidential, project
 from faas.cli.findings import Finding, examine, ok, output_of
 from faas.cli.machine import driver_version, torch_against_driver
 
@@ -88,7 +88,7 @@ def test_files_that_look_like_secrets_are_told_where_others_can_read_them(tmp_pa
         (tmp_path / name).chmod(0o644)
     (tmp_path / "tls.key").chmod(0o600)
 
-    assert [finding.fix for finding in project.secrets(tmp_path)] == ["chmod 600 secrets/hf_token", "chmod 600 .env"]
+    assert [finding.fix for finding in confidential.files(tmp_path)] == ["chmod 600 secrets/hf_token", "chmod 600 .env"]
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_a_secret_that_is_missing_says_where_it_belongs(folder: Path) -> None:
         (lambda path: os.mkfifo(path), "is no file"),
         (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.write_bytes(b"\n"), "is empty"),
-        (lambda path: path.write_bytes(b"x" * (64 * 1024 + 1)), "more than 64 KiB"),
+        (lambda path: path.write_bytes(b"x" * (32 * 1024 + 1)), "more than 32 KiB"),
         (lambda path: path.symlink_to("loop"), "cannot be read"),
     ],
 )

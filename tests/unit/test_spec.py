@@ -161,7 +161,6 @@ def test_what_cannot_be_names_file_key_and_what_would_be_right(tmp_path: Path, s
     "spec",
     [
         'policy = "vision"',
-        'secrets = ["token"]',
         "[budget]\ncost = 1",
         "[batch]\nmax_size = 4",
         '[dev]\nreload = "full"',
