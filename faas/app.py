@@ -45,7 +45,10 @@ from faas.errors import only
 from faas.gateway.bearer import bearer
 from faas.gateway.health import health_routes
 from faas.gateway.metrics import exposition
+from faas.gateway.publishing import EventStore
+from faas.gateway.routes import Route
 from faas.gateway.server import Gateway, is_loopback
+from faas.gateway.webhooks import Webhooks
 from faas.intake import Drained, Intake
 from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
@@ -137,6 +140,7 @@ async def running(
             await stack.enter_async_context(Janitor.open(bus, expected=node.pulled))
             if server is not None:
                 disk = await stack.enter_async_context(DiskWatch.open(server, bus))
+            gateway.add(node.routes)
             await bus.fence()  # whoever reads node.json finds every endpoint
             missing.remove("functions")
             info = _info(config, node.reports, url=url, token=token, http=gateway.url)
@@ -159,6 +163,8 @@ def _info(config: Config, reports: list[FunctionReport], *, url: str, token: str
 
 class _Node:
     """The parts that run functions, put together on one bus."""
+
+    _webhooks: Webhooks  # `open` gives it
 
     def __init__(
         self,
@@ -198,7 +204,8 @@ class _Node:
             pool = await stack.enter_async_context(
                 WorkerPool.open(config.pool, backend, build, build_overlay=build_overlay, stage=mounts.stage, grants=Grants(provider))
             )
-            large = LargeBodies(Payloads(bus), outcomes.inline_limit_bytes, outcome_retention_s=config.bus.outcome_retention_s)
+            payloads = Payloads(bus)
+            large = LargeBodies(payloads, outcomes.inline_limit_bytes, outcome_retention_s=config.bus.outcome_retention_s)
             attempts = _attempts(config, large, pool=pool, speech=speech)
             dispatcher = _dispatcher(bus, attempts, outcomes, speech=speech, usage=usage, captured=captured)
             questions = await stack.enter_async_context(
@@ -213,6 +220,7 @@ class _Node:
                 Intake.open(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, grace_s=GRACE_S)
             )
             node = cls(config, bus, environments=environments, pool=pool, intake=intake, questions=questions, captured=captured)
+            node._webhooks = Webhooks(EventStore(bus, payloads), Secrets(config.secrets), config.http, tenants=bool(Tokens(config.tenants)))
             node._cancelling = cancelling
             cancelling.functions = node._function
             node._not_enforced = tuple(sorted({"memory", "cpus", "pids"} - backend.enforced))
@@ -233,6 +241,11 @@ class _Node:
             not_enforced=self._not_enforced,
         )
 
+    @property
+    def routes(self) -> list[Route]:
+        """What the gateway serves of it."""
+        return self._webhooks.routes
+
     async def declare(self) -> None:
         """Make the streams of what is served what they must be, once more."""
         if self._rollout is not None:
@@ -252,7 +265,13 @@ class _Node:
         if self._cancelling is not None:
             await self._cancelling.listen()
         async with Rollout.open(
-            place, self._bus, pool=self._pool, intake=self._intake, environments=self._environments, captured=self._captured
+            place,
+            self._bus,
+            pool=self._pool,
+            intake=self._intake,
+            environments=self._environments,
+            captured=self._captured,
+            on_hooks=self._webhooks.serve,
         ) as rollout:
             self.reports, self._rollout = rollout.reports, rollout
 

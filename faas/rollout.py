@@ -26,8 +26,10 @@ from faas.intake import Intake
 from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.pool import WorkerPool
 from faas.registry.declared import in_effect
+from faas.registry.hooks import Hooks, contradictions, hooks_of
 from faas.registry.packing import unpack
 from faas.registry.registry import Change, Key, Registration, Registry, Revision
+from faas.registry.reports import report_of, unserved, with_error
 from faas.registry.spec import Reading
 
 log = structlog.get_logger()
@@ -90,7 +92,15 @@ class Rollout:
     """`open` it on a node's parts; it serves when it is open, and follows the registry until it is left."""
 
     def __init__(
-        self, place: Place, bus: Bus, *, pool: WorkerPool, intake: Intake, environments: Environments, captured: dict[str, str]
+        self,
+        place: Place,
+        bus: Bus,
+        *,
+        pool: WorkerPool,
+        intake: Intake,
+        environments: Environments,
+        captured: dict[str, str],
+        on_hooks: Callable[[Hooks], None],
     ) -> None:
         self._place, self._bus, self._pool, self._intake = place, bus, pool, intake
         self._environments, self._captured = environments, captured
@@ -99,6 +109,7 @@ class Rollout:
         self._unfit: dict[Key, str] = {}  # functions of the folder that were not deployed, and why
         self._known: dict[Key, _Standing] = {}
         self._served: dict[Key, FunctionVersion] = {}
+        self._on_hooks = on_hooks
         self._bucket, self._revision = "", 0  # which one was read, and how far
         self._declared = False  # whether the streams are there
         # Whether others may have written the subjects of FAAS_EVENTS in the moment in which this node did: the last one wins, so it looks again.
@@ -108,10 +119,18 @@ class Rollout:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, place: Place, bus: Bus, *, pool: WorkerPool, intake: Intake, environments: Environments, captured: dict[str, str]
+        cls,
+        place: Place,
+        bus: Bus,
+        *,
+        pool: WorkerPool,
+        intake: Intake,
+        environments: Environments,
+        captured: dict[str, str],
+        on_hooks: Callable[[Hooks], None],
     ) -> AsyncIterator[Rollout]:
-        """Deploy the folder, serve all that there is, and follow. Raises BusUnavailable."""
-        rollout = cls(place, bus, pool=pool, intake=intake, environments=environments, captured=captured)
+        """Deploy the folder, serve all that there is, and follow; `on_hooks` gets the webhooks that are served, at each change. Raises BusUnavailable."""
+        rollout = cls(place, bus, pool=pool, intake=intake, environments=environments, captured=captured, on_hooks=on_hooks)
         await rollout._ensure_buckets()
         hint: Callable[[object], None] = lambda _: rollout._look.set()  # noqa: E731
         subscription = await bus.subscribe(rollout._registry.subjects, hint)
@@ -251,6 +270,7 @@ class Rollout:
         else:
             before, self._known[key] = self._known.get(key), _Standing(registration)
         served = self._served.pop(key, None)
+        self._on_hooks(hooks_of(self._served.values()))
         await self._intake.withdraw(key)
         self._pool.withdraw(key)
         if registration is None and served is not None:
@@ -293,7 +313,9 @@ class Rollout:
             return
         functions = {standing.registration.key: standing.seen for standing in sound if standing.seen is not None}
         unusable = await self._environments.problems(list(functions.values()), self._place.profiles)
-        usable = [function for key, function in functions.items() if key not in unusable]
+        registered = [*self._known.values(), *sound]
+        clashing = contradictions({standing.registration.key: standing.registration for standing in registered}.values())
+        usable = [function for key, function in functions.items() if key not in unusable and key not in clashing]
         first = 1 + await streams.last_sequence(self._bus)
         conflicts = await streams.declare(
             self._bus, [function.spec for function in usable], self._place.bus, store_bytes=self._place.store_bytes
@@ -306,6 +328,8 @@ class Rollout:
             key = standing.registration.key
             if key in unusable:
                 standing.problem = f"{functions[key].file}: dependencies: {unusable[key]}"
+            elif key in clashing:
+                standing.problem, standing.may_pass = f"{functions[key].file}: trigger.webhook: {clashing[key]}", True
             elif key in conflicts:
                 standing.problem, standing.may_pass = f"{functions[key].file}: trigger.subject: {conflicts[key]}", True
         for function in served:
@@ -317,6 +341,7 @@ class Rollout:
             if (before := self._served.get(function.key)) is not None:
                 log.info("function.replaced", function=function.spec.name, version=function.version, before=before.version)
             self._served[function.key] = function
+        self._on_hooks(hooks_of(self._served.values()))
 
     async def declare(self) -> None:
         """Make the streams of what is served, and the buckets, what they must be, once more. Raises BusUnavailable."""
@@ -338,40 +363,18 @@ class Rollout:
     @property
     def reports(self) -> list[FunctionReport]:
         """Every function that is registered and not withdrawn, and what of the folder is invalid, by tenant and name."""
-        found = {key: self._report(key, standing) for key, standing in self._known.items() if not standing.registration.withdrawn}
+        weak = self._place.not_enforced
+        found = {
+            key: report_of(standing.registration, self._served.get(key), standing.problem, not_enforced=weak)
+            for key, standing in self._known.items()
+            if not standing.registration.withdrawn
+        }
         for report in self._place.folder.invalid if self._place.folder is not None else ():
             key = (report.tenant, report.name)
-            found[key] = self._with_error(found[key], report.error) if key in found else report
+            found[key] = with_error(found[key], report.error) if key in found else report
         for key, error in self._unfit.items():
-            own = self._folder[key]
-            unserved = FunctionReport(
-                name=key[1], tenant=key[0], version=own.version, runtime=own.spec.runtime, state="invalid", triggers=own.spec.triggers,
-                not_enforced=self._place.not_enforced,
-            )  # fmt: skip
-            found[key] = self._with_error(found.get(key, unserved), error)
+            found[key] = with_error(found.get(key) or unserved(self._folder[key], not_enforced=weak), error)
         return [found[key] for key in sorted(found)]
-
-    def _with_error(self, report: FunctionReport, error: str) -> FunctionReport:
-        """What is wrong with the folder's version; that another one is served all the same stands behind it."""
-        if report.state == "ready":
-            error = f"{error} (the version {report.version} is served instead)"
-        return msgspec.structs.replace(report, error=error)
-
-    def _report(self, key: Key, standing: _Standing) -> FunctionReport:
-        served, current = self._served.get(key), standing.registration.current
-        error = standing.problem
-        if served is not None and error:
-            error = f"{error} (the version {served.version} is served instead)"
-        return FunctionReport(
-            name=key[1],
-            tenant=key[0],
-            version=served.version if served is not None else standing.registration.version,
-            runtime=served.spec.runtime if served is not None else current.runtime,
-            state="ready" if served is not None else "invalid",
-            error=error,
-            triggers=served.spec.triggers if served is not None else current.triggers,
-            not_enforced=self._place.not_enforced,
-        )
 
     def in_full(self, name: str) -> list[FunctionReport]:
         """The functions of a name, with all that is known of them here."""

@@ -136,19 +136,25 @@ class _Connection(web.RequestHandler):
 
 def own_machine(request: web.BaseRequest) -> Principal:
     """Whoever is on the node's own machine, and no web page that a browser there shows. Raises Refusal (403)."""
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    from_here(request)
     host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
     origin = request.headers.get("Origin")
-    if (
-        not peer
-        or not is_loopback(str(peer[0]))
-        or not is_loopback(host)
-        or (origin is not None and origin != f"http://{request.headers.get('Host')}")
-    ):
-        raise Refusal(
-            403, "no_tenants", "this node has no tenants, so it serves programs of its own machine alone; write [[tenant]] into faas.toml"
-        )
+    if not is_loopback(host) or (origin is not None and origin != f"http://{request.headers.get('Host')}"):
+        raise _no_tenants()
     return ANYONE
+
+
+def from_here(request: web.BaseRequest) -> None:
+    """Let what comes from the node's own machine pass, whatever name it calls the node by. Raises Refusal (403)."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    if not peer or not is_loopback(str(peer[0])):
+        raise _no_tenants()
+
+
+def _no_tenants() -> Refusal:
+    return Refusal(
+        403, "no_tenants", "this node has no tenants, so it serves programs of its own machine alone; write [[tenant]] into faas.toml"
+    )
 
 
 def is_loopback(host: str) -> bool:

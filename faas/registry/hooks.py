@@ -6,7 +6,7 @@ count for all. Who has said something longest is right; by the registry alone, s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 
@@ -26,8 +26,12 @@ class Hook(Struct, frozen=True, kw_only=True):
     payload_bytes: int
 
 
-def hooks_of(served: Iterable[FunctionVersion]) -> dict[tuple[str, str], Hook]:
-    """By (tenant, webhook). Of two functions that contradict each other, which `contradictions` keeps apart, the first by name counts."""
+Hooks = Mapping[tuple[str, str], Hook]
+"""By (tenant, webhook)."""
+
+
+def hooks_of(served: Iterable[FunctionVersion]) -> Hooks:
+    """The webhooks of these functions. Of two functions that contradict each other, which `contradictions` keeps apart, the first by name counts."""
     found: dict[tuple[str, str], Hook] = {}
     for function in sorted(served, key=lambda function: function.key):
         spec = function.spec

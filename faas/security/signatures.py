@@ -90,6 +90,7 @@ def problem_with(scheme: Verify, secret: bytes) -> str:
 
 def _standard(request: Request, secrets: Sequence[bytes]) -> str:
     """webhook-signature: v1,<base64> v1,<base64> ... over id.time.body."""
+    keys = [_standard_key(secret) for secret in secrets]
     names = ("webhook-id", "webhook-timestamp", "webhook-signature")
     if missing := [name for name in names if not request.headers.get(name)]:
         return f"{missing[0]} is missing"
@@ -104,7 +105,7 @@ def _standard(request: Request, secrets: Sequence[bytes]) -> str:
         return "its body is no UTF-8 text, which is all that Standard Webhooks signs"
     at = datetime.fromtimestamp(int(stamp), tz=UTC)
     signatures = [part[3:] for part in given.split(" ") if part.startswith("v1,")]
-    made = [Webhook(_standard_key(secret)).sign(id, at, text)[3:] for secret in secrets]
+    made = [Webhook(key).sign(id, at, text)[3:] for key in keys]
     return _matched(map(str.encode, made), map(_bytes, signatures))
 
 
