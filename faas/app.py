@@ -27,7 +27,7 @@ from faas.bus.disk import DiskWatch
 from faas.bus.janitor import Janitor
 from faas.bus.keeper import StreamKeeper
 from faas.bus.letters import Letters
-from faas.bus.logs import LogLines, rfc3339
+from faas.bus.logs import LogLines
 from faas.bus.outcomes import Outcomes
 from faas.bus.payloads import Payloads
 from faas.bus.pull import Heartbeats
@@ -56,16 +56,14 @@ from faas.pool.grants import Grants
 from faas.pool.large import LargeBodies
 from faas.pool.metering import Billing
 from faas.pool.mounts import Mounts
-from faas.pool.output import Line
 from faas.pool.pool import WorkerPool
+from faas.pool.printed import tell_build, tell_output
 from faas.pool.process import ProcessBackend
-from faas.pool.worker import Worker
 from faas.processes import show_nothing
 from faas.questions import Questions
 from faas.registry.nodes import Nodes, NodeSeen
 from faas.registry.spec import Reading, read_functions
 from faas.rollout import Place, Rollout
-from faas.runs import LogLine
 from faas.security.secrets import Secrets
 from faas.security.tokens import Tokens
 from faas.statefolder import NodeInfo, node_file, state_folder
@@ -133,7 +131,7 @@ async def running(
             bus = await stack.enter_async_context(_bus(config, url))
             missing.remove("bus")
             store_bytes = server.store_bytes if server is not None else None
-            node = await stack.enter_async_context(_Node.open(config, bus, on_build or _log_build, provider=provider))
+            node = await stack.enter_async_context(_Node.open(config, bus, on_build or tell_build, provider=provider))
             place = node.place(folder, profiles, eager=eager, store_bytes=store_bytes)
             await stack.enter_async_context(node.serving(place))
             await stack.enter_async_context(StreamKeeper.open(bus, node.declare, forget=node.forget))
@@ -194,7 +192,7 @@ class _Node:
             usage = await stack.enter_async_context(UsageRecords.open(bus))
             lines = await stack.enter_async_context(LogLines.open(bus))
             speech = await stack.enter_async_context(Speech.open(bus))
-            backend = await stack.enter_async_context(ProcessBackend(config.state, config.node, on_output=partial(_log_output, lines)))
+            backend = await stack.enter_async_context(ProcessBackend(config.state, config.node, on_output=partial(tell_output, lines)))
             environments = _environments(config)
             await stack.enter_async_context(environments)
             outcomes = Outcomes(bus)
@@ -220,7 +218,7 @@ class _Node:
                 Intake.open(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, grace_s=GRACE_S)
             )
             node = cls(config, bus, environments=environments, pool=pool, intake=intake, questions=questions, captured=captured)
-            node._webhooks = Webhooks(EventStore(bus, payloads), Secrets(config.secrets), config.http, tenants=bool(Tokens(config.tenants)))
+            node._webhooks = Webhooks(EventStore(bus, payloads), provider, config.http, tenants=bool(Tokens(config.tenants)))
             node._cancelling = cancelling
             cancelling.functions = node._function
             node._not_enforced = tuple(sorted({"memory", "cpus", "pids"} - backend.enforced))
@@ -357,7 +355,7 @@ def _read_folder(config: Config, profiles: dict[str, RuntimeProfile]) -> Reading
     return reading
 
 
-# ---------------------------------------------------------------- the bus, and what is said of it
+# ---------------------------------------------------------------- the bus
 
 
 @asynccontextmanager
@@ -377,30 +375,3 @@ async def _bus_address(config: Config) -> AsyncIterator[tuple[str, str, Embedded
     host, port = config.bus_address
     async with EmbeddedServer.open(config.bus, state=config.state.absolute(), host=host, port=port, token=token) as server:
         yield server.url, token, server
-
-
-def _log_output(lines: LogLines, worker: Worker, line: Line) -> None:
-    """A line of a function onto the bus; into the node's own log only where there is no function yet, or someone looks closely."""
-    speaker = line.speaker
-    if speaker.function:
-        lines.add(
-            speaker.tenant,
-            speaker.function,
-            LogLine(
-                time=rfc3339(line.at),
-                level=line.level,
-                stream=line.stream,
-                message=line.text,
-                invocation=speaker.invocation_id,
-                attempt=speaker.attempt,
-                logger=line.logger,
-                fraction=line.fraction,
-            ),
-        )
-    write = log.debug if speaker.function else log.info
-    write("function.printed", function=speaker.function, worker=worker.id, stream=line.stream, level=line.level, line=line.text)
-
-
-def _log_build(progress: BuildProgress) -> None:
-    whose = {"function": progress.function} if progress.function else {"profile": progress.profile}
-    log.info("environment.building", **whose, phase=progress.phase, download_bytes=progress.download_bytes)
