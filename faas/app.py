@@ -68,6 +68,7 @@ from faas.security.secrets import Secrets
 from faas.security.tokens import Tokens
 from faas.statefolder import NodeInfo, node_file, state_folder
 from faas.tally import Tally
+from faas.timetable import Timetable
 from faas.version import __version__
 
 log = structlog.get_logger()
@@ -180,6 +181,7 @@ class _Node:
         self._not_enforced: tuple[str, ...] = ()
         self._cancelling: Cancelling | None = None
         self._rollout: Rollout | None = None
+        self._timetable: Timetable | None = None
         self.reports: list[FunctionReport] = []
         self._since = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -252,6 +254,8 @@ class _Node:
     def forget(self, stream: str) -> None:
         """A stream is gone."""
         self._intake.forget(stream)
+        if self._timetable is not None:
+            self._timetable.doubt()
 
     def pulled(self) -> list[tuple[str, tuple[str, ...]]]:
         """(name, filters) of the consumers that events are pulled from."""
@@ -279,7 +283,11 @@ class _Node:
                 self._intake.say(message.reply, msgspec.json.encode(rollout.in_full(name) if name else rollout.reports))
 
             await self._bus.subscribe(subjects.node(self._config.node, "functions"), answer)
-            async with Nodes(self._bus).announced(lambda: self._seen(rollout), replicas=self._config.bus.replicas):
+            async with (
+                Timetable.open(self._bus, lambda: rollout.triggers) as self._timetable,
+                Nodes(self._bus).announced(lambda: self._seen(rollout), replicas=self._config.bus.replicas),
+            ):
+                rollout.on_change = self._timetable.doubt
                 yield
 
     def _seen(self, rollout: Rollout) -> NodeSeen:

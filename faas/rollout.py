@@ -7,19 +7,21 @@ one before it serving, and says why. How a version is swapped under what runs is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 import structlog
 
 from faas.bus import consumers, streams
+from faas.bus.armed import View
 from faas.bus.connection import Bus
 from faas.bus.declared import BUNDLES_BYTES, BUNDLES_SHARE
 from faas.bus.listing import owner
+from faas.concurrency import side_by_side
 from faas.config import BusConfig
 from faas.errors import BusUnavailable, DeployRefused, FaasError
 from faas.intake import Intake
@@ -31,12 +33,10 @@ from faas.registry.packing import unpack
 from faas.registry.registry import Change, Key, Registration, Registry, Revision
 from faas.registry.reports import report_of, unserved, with_error
 from faas.registry.spec import Reading
+from faas.triggers import Trigger
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
-AT_ONCE = 16
 RELIST_S = 5.0
 """So often the registry is looked at behind the messages that announce a change: any of them may have been lost."""
 
@@ -77,17 +77,6 @@ class _Standing:
     seen: FunctionVersion | None = field(default=None)  # that version, where it could be read
 
 
-async def _side_by_side(works: Sequence[Coroutine[None, None, T]]) -> list[T]:
-    """What these return, in their order, AT_ONCE of them at a time: one after another a thousand functions would take seconds."""
-    room = asyncio.Semaphore(AT_ONCE)
-
-    async def one(work: Coroutine[None, None, T]) -> T:
-        async with room:
-            return await work
-
-    return list(await asyncio.gather(*map(one, works)))
-
-
 class Rollout:
     """`open` it on a node's parts; it serves when it is open, and follows the registry until it is left."""
 
@@ -115,6 +104,7 @@ class Rollout:
         # Whether others may have written the subjects of FAAS_EVENTS in the moment in which this node did: the last one wins, so it looks again.
         self._unsure = False
         self._look = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None  # the registry says something else now, or more of it is served
 
     @classmethod
     @asynccontextmanager
@@ -167,7 +157,7 @@ class Rollout:
         self._unfit = {key: f"{self._folder[key].file}: dependencies: {why}" for key, why in unfit.items()}
         registered = {registration.key: registration for registration in await self._registry.registrations()}
         fit = [function for function in place.folder.functions if function.key not in self._unfit]
-        await _side_by_side([self._deploy(function, registered.get(function.key)) for function in fit])
+        await side_by_side([self._deploy(function, registered.get(function.key)) for function in fit])
         broken = {report.name for report in place.folder.invalid}
         for key, registration in registered.items():
             if key not in self._folder and key[1] not in broken and not registration.withdrawn:
@@ -237,6 +227,8 @@ class Rollout:
             await self._take_up(changes, again)
             self._unsure = self._unsure or bool(changes)
         self._revision = max([last, *(change.revision for change in changes)])
+        if changes or again:
+            self.on_change()
         return bool(changes)
 
     async def _take_up(self, changes: Sequence[Change], again: Iterable[Registration]) -> None:
@@ -253,7 +245,7 @@ class Rollout:
                 wanted[key] = registration
             else:
                 self._known[key].registration = registration
-        found = await _side_by_side([self._find(registration) for _, registration in sorted(wanted.items())])
+        found = await side_by_side([self._find(registration) for _, registration in sorted(wanted.items())])
         await self._serve([standing for standing in found if standing.seen is not None and not standing.problem])
         for standing in found:
             key, known = standing.registration.key, self._known.get(standing.registration.key)
@@ -354,6 +346,12 @@ class Rollout:
     def function(self, key: Key) -> FunctionVersion | None:
         """A function as it is served here."""
         return self._served.get(key)
+
+    @property
+    def triggers(self) -> tuple[View, dict[Key, tuple[Trigger, ...]], frozenset[Key]]:
+        """How far the registry was read, the triggers of every function that it has and that is not withdrawn, and whose this node serves."""
+        present = {key: known.registration.current.triggers for key, known in self._known.items() if not known.registration.withdrawn}
+        return View(self._bucket, self._revision), present, frozenset(self._served)
 
     @property
     def served(self) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ SERVICE = "faas"
 RUNTIME_PREFIX = "faas."
 """Subjects that belong to the runtime: no trigger and no output may lie in it."""
 
+SCHEDULE_PREFIX = "faas.schedule."
+
 SUBJECT_LIMIT = 255
 """Characters of a trigger's subject: a server takes 4,096 bytes in one protocol line, which holds more than the subject."""
 
@@ -48,6 +50,11 @@ def attempt(tenant: str, function: str, invocation_id: str) -> str:
 
 def retry(tenant: str, function: str, invocation_id: str) -> str:
     return f"faas.retry.{tenant}.{function}.{invocation_id}"
+
+
+def schedule(tenant: str, function: str, number: int) -> str:
+    """Where a schedule waits; they are numbered in the order in which the function declares them, from 0."""
+    return f"{SCHEDULE_PREFIX}{tenant}.{function}.{number}"
 
 
 def due(tenant: str, function: str) -> str:

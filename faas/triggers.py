@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 Verify = Literal["standard", "github", "stripe", "slack", "hmac-sha256", "token", "none"]
@@ -11,7 +12,7 @@ Verify = Literal["standard", "github", "stripe", "slack", "hmac-sha256", "token"
 
 
 class Trigger(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A source of events: a subject (NATS wildcards allowed), or a webhook."""
+    """A source of events: a subject (NATS wildcards allowed), a webhook, or a schedule."""
 
     subject: str = ""
     delivery: Literal["at-least-once", "at-most-once"] = "at-least-once"
@@ -19,3 +20,11 @@ class Trigger(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     webhook: str = ""  # POST /hooks/<tenant>/<webhook>
     verify: Verify | None = None
     secret: str = ""  # the name of one
+    schedule: str = ""  # cron of five fields, or six with seconds first
+    timezone: str = ""  # of the schedule, as IANA names it; "": UTC
+    payload: Any = None  # of the schedule's events, as TOML or JSON has it; None: an empty object
+
+    @property
+    def body(self) -> bytes:
+        """What the events of a schedule carry, as JSON."""
+        return msgspec.json.encode({} if self.payload is None else self.payload)

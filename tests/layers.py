@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 
 HEIGHTS = {
-    0: "errors model objects invocation runs tally subjects strict triggers units identity envelope processes version worker",
+    0: "errors model objects invocation runs tally subjects strict triggers cron concurrency units identity envelope processes version worker",
     1: "config statefolder telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
-    3: "pool accounting admission unended client",
+    3: "pool accounting timetable admission unended client",
     4: "dispatcher intake cancelling questions rollout gateway",
     5: "app",
     6: "cli testing __main__",
@@ -43,6 +43,7 @@ HOMES = {
     "prometheus_client": ("gateway/metrics.py",),
     "pynvml": ("gpu/",),
     "torch": ("worker/",),  # lazily, where the environment of the handler has it
+    "cronsim": ("cron.py",),
     "pytest": ("testing/",),
 }
 """Library -> the files and folders that may import it. `msgspec` and `structlog` have their own rules; any other library has no home yet."""

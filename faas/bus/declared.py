@@ -113,7 +113,7 @@ def _schedules(config: BusConfig) -> StreamConfig:
     """Before FAAS_EVENTS, which takes from it what is due; without bounds, since what waits there was accepted."""
     return StreamConfig(
         name=subjects.SCHEDULES,
-        subjects=("faas.due.>", "faas.retry.>"),
+        subjects=("faas.due.>", "faas.retry.>", f"{subjects.SCHEDULE_PREFIX}>"),
         max_age=0,
         num_replicas=config.replicas,
         allow_msg_schedules=True,

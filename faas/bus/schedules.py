@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 SCHEDULE_BEYOND_S = 5.0
 """A longer back-off is a schedule: a delayed `nak` keeps its place among what a consumer may have unacknowledged."""
+VIEW = "Faas-Registry-View"
+"""Of a schedule that is armed: how far whoever armed it had read the registry."""
 DUE_TTL = "1h"
 """Of what has fired: by then FAAS_EVENTS has taken it."""
 SCHEDULES_LIMIT = 100_000
@@ -32,6 +34,7 @@ LOOK_EVERY = 256
 _INVOCATION = re.compile(r"[a-z2-7]{26}")
 _OWN = (
     "Faas-Invocation", "Faas-Attempt", "Faas-First-Seen", "Faas-Event-Id", "Faas-Event-Source", "Faas-Subject", "Faas-Msg-Id", "Faas-Redrive-Of",
+    VIEW,
 )  # fmt: skip
 _OWN_LOWER = frozenset(name.lower() for name in _OWN)
 

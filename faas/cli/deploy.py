@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from faas.errors import BusUnavailable, ConfigInvalid, only
 if TYPE_CHECKING:
     from faas.bus.connection import Bus
     from faas.config import FileConfig
-    from faas.model import FunctionVersion
+    from faas.model import FunctionSpec, FunctionVersion
     from faas.registry.registry import Registry
 
 DEFAULT_FOLDER = Path("functions")
+NEXT_SHOWN = 3
+"""Of the times at which a schedule is due."""
 
 Tenant = Annotated[str, Parameter(help="Whose function it is.")]
 
@@ -61,9 +64,21 @@ def deploy(
         for d in done:
             was = f" (was {d.before})" if d.before and d.changed else "" if d.changed else ", as before"
             console().print(f"{d.function.spec.name}: {d.function.version}{was}")
+            for line in _next_fires(d.function.spec):
+                console().print(line)
     for error in errors:
         say_error(ConfigInvalid.code, error, json=json)
     return 1 if errors else 0
+
+
+def _next_fires(spec: FunctionSpec) -> Iterator[str]:
+    """What its schedules come to, by this machine's clock."""
+    from faas.cron import cron
+
+    for trigger in spec.triggers:
+        if trigger.schedule:
+            schedule = cron(trigger.schedule, trigger.timezone)
+            yield f"  {trigger.schedule}: next at {', '.join(map(schedule.local, schedule.times(time.time(), NEXT_SHOWN)))}"
 
 
 def _read(folder: Path, names: Sequence[str], runtimes: Path | None, *, mounts: Sequence[str]) -> tuple[list[FunctionVersion], list[str]]:

@@ -101,6 +101,8 @@ def _schema(text: str) -> object:
 
 
 def _trigger(tenant: str, trigger: Trigger) -> str:
+    if trigger.schedule:
+        return f"{trigger.schedule} ({trigger.timezone or 'UTC'})"
     if trigger.webhook:
         return f"POST /hooks/{tenant}/{trigger.webhook} ({'not verified' if trigger.verify == 'none' else trigger.verify})"
     return trigger.subject if trigger.delivery == "at-least-once" else f"{trigger.subject} (at most once)"

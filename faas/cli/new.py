@@ -16,8 +16,8 @@ from faas.cli.options import Json, print_json, readable
 from faas.errors import ConfigInvalid
 from faas.model import NAME_PATTERN
 
-TEMPLATES = ("plain", "class", "stream", "async", "torch")
-NOT_YET = ("webhook", "schedule")
+TEMPLATES = ("plain", "class", "stream", "async", "torch", "schedule")
+NOT_YET = ("webhook",)
 PLACEHOLDER = "FUNCTION"
 """In a template's files: the name of the function."""
 
@@ -25,7 +25,7 @@ PLACEHOLDER = "FUNCTION"
 def new(
     name: str,
     *,
-    template: Annotated[str, Parameter(help=f"{', '.join(TEMPLATES)}; webhook and schedule are not supported yet.")] = "plain",
+    template: Annotated[str, Parameter(help=f"{', '.join(TEMPLATES)}; webhook is not supported yet.")] = "plain",
     functions: Annotated[Path, Parameter(help="Folder of the functions; made where there is none.")] = Path("functions"),
     as_json: Json = False,
 ) -> int:
@@ -77,9 +77,12 @@ def _next(folder: Path, name: str, functions: Path) -> list[tuple[str, str]]:
     option = "" if functions == Path("functions") else f" --functions {quote(str(functions))}"
     event = json.loads((folder / "example_event.json").read_bytes())
     data = quote(json.dumps(event["data"]))
+    by_schedule = event["type"] == "faas.schedule"
     return [
         (f"python -m pytest {quote(str(folder))}", "run its test, without a node (needs pytest)"),
         (f"faas demo --only {name}{option}", "run its example event on a node of its own"),
         (f"faas up{option}", "run a node; in another terminal:"),
-        (f"faas publish {event['subject']} {data} --wait", "an event, and what came of it"),
+        (f"faas invoke {name} {data}", "what it will return when it is due")
+        if by_schedule
+        else (f"faas publish {event['subject']} {data} --wait", "an event, and what came of it"),
     ]

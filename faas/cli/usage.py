@@ -20,7 +20,6 @@ NOT_YET = frozenset(
         "usage",
         "budgets",
         "gpus",
-        "schedules",
     ]
 )
 """Verbs that are planned: whoever types one has read of it, and means no other."""

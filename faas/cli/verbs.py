@@ -54,7 +54,8 @@ Waiting: in the stream, in a back-off, or in the queue of a node and for what. E
 Example: faas why INVOCATION""",
     "faas.cli.new:new": """Make a function folder that runs as it is: handler, function.toml, example event, test.
 
-Templates: plain (a function), class (loads once, answers often), stream (a generator), async, torch (a model, on a GPU where there is one).
+Templates: plain (a function), class (loads once, answers often), stream (a generator), async, torch (a model, on a GPU where there is one),
+schedule (runs by the clock).
 
 Example: faas new thumb --template class""",
     "faas.cli.functions:functions": """List what the registry has and every node serves, the invalid ones with what is wrong; with a name, show one in full.
@@ -82,6 +83,11 @@ Example: faas rollback hello 3f9a0c""",
 A node that was not heard of for 15 s is not listed.
 
 Example: faas nodes""",
+    "faas.cli.schedules:schedules": """List the schedules of functions: when each fires next, in its time zone, and when after that.
+
+Not armed is one that nothing will fire, since no node serves its function.
+
+Example: faas schedules""",
     "faas.cli.doctor:doctor": """Say what is wrong with this machine and project, and what to type; with a function, what suits it.
 
 Examines NATS, uv, Docker, GPU and driver, disk, permissions, limits and isolation, profiles and locks, functions, and the node.

@@ -5,12 +5,14 @@ Pure: knows no disk. A rule that is broken is a `KeyInvalid`, whose key the read
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
 from faas import subjects
 from faas.config import problem_with_secret
+from faas.cron import cron
 from faas.model import NAME_PATTERN, FunctionSpec, RuntimeProfile
 from faas.strict import KeyInvalid
 from faas.triggers import Trigger, Verify
@@ -19,6 +21,8 @@ from faas.units import format_size
 TAGS_LIMIT = 20
 TAGS_BYTES = 1024
 TRIGGERS_LIMIT = 100
+PAYLOAD_BYTES = 8 * 2**10
+"""Of all schedules of a function: the registry keeps them with each version, and a version in one message."""
 MOUNTS_LIMIT = 20
 DEPENDENCIES_LIMIT = 100
 SECRETS_LIMIT = 20
@@ -32,7 +36,6 @@ NOT_YET: Mapping[str, tuple[str, ...]] = {
     "": ("policy", "budget", "batch", "dev"),
     "gpu": ("memory", "kinds", "share"),
     "scale": ("concurrency",),
-    "trigger": ("schedule", "timezone", "payload"),
 }
 """Keys of the contract whose effect is not built; refused, so that nobody relies on them."""
 NO_EFFECT: Mapping[str, object] = {"gpu.share": "shared", "scale.concurrency": 1}
@@ -131,19 +134,29 @@ def _profile_bounds(spec: FunctionSpec, profile: RuntimeProfile, written: Mappin
 def _triggers(spec: FunctionSpec) -> Iterator[Rule]:
     yield len(spec.triggers) <= TRIGGERS_LIMIT, "trigger", f"{len(spec.triggers)} triggers; {TRIGGERS_LIMIT} at most, a wildcard takes many"
     hooks: set[str] = set()
+    payload_bytes = 0
     for index, trigger in enumerate(spec.triggers):
         key = f"trigger[{index}]"
         if trigger.webhook or trigger.verify is not None or trigger.secret:
             yield from _webhook(key, trigger)
             yield trigger.webhook not in hooks, f"{key}.webhook", f"{trigger.webhook!r} is a trigger of this function already; remove one"
             hooks.add(trigger.webhook)
+        elif trigger.schedule or trigger.timezone or trigger.payload is not None:
+            yield from _schedule(key, trigger)
+            payload_bytes += len(trigger.body)
+            too_large = f"is more than the {format_size(PAYLOAD_BYTES)} that all schedules of a function may have; put it into a file beside the handler"
+            yield payload_bytes <= PAYLOAD_BYTES, f"{key}.payload", too_large
         else:
             yield from _subject(key, trigger)
 
 
 def _subject(key: str, trigger: Trigger) -> Iterator[Rule]:
     problem = subjects.problem_with(trigger.subject)
-    yield trigger.subject != "", f"{key}.subject", 'is missing; write subject = "images.*.uploaded" or webhook = "github"'
+    yield (
+        trigger.subject != "",
+        f"{key}.subject",
+        'is missing; write subject = "images.*.uploaded", webhook = "github" or schedule = "*/5 * * * *"',
+    )
     yield problem is None, f"{key}.subject", f"{trigger.subject[:80]!r}: {problem}"
     if trigger.stream:
         key, stream = f"{key}.stream", trigger.stream
@@ -175,6 +188,32 @@ def _webhook(key: str, trigger: Trigger) -> Iterator[Rule]:
     yield trigger.secret != "", f"{key}.secret", f'is missing; name the secret that verify = "{verify}" checks with, like "{name}_secret"'
     problem = problem_with_secret(trigger.secret)
     yield not problem, f"{key}.secret", problem
+
+
+def _schedule(key: str, trigger: Trigger) -> Iterator[Rule]:
+    """A schedule can be due, and its payload is what JSON can hold."""
+    given = trigger.schedule != ""
+    yield given, f"{key}.schedule", 'is missing; timezone and payload are of a schedule, like schedule = "*/5 * * * *"'
+    for other, value in (("subject", trigger.subject), ("stream", trigger.stream)):
+        yield not value, f"{key}.{other}", "has no place beside schedule; write a [[trigger]] for each"
+    yield trigger.delivery == "at-least-once", f"{key}.delivery", "what a schedule sets off is always stored; remove it"
+    for name, schedule, timezone in (("timezone", "* * * * *", trigger.timezone), ("schedule", trigger.schedule, "")):
+        problem = ""
+        try:
+            cron(schedule, timezone)
+        except ValueError as error:
+            problem = str(error)
+        yield not problem, f"{key}.{name}", problem if name == "timezone" else f"{trigger.schedule[:80]!r}: {problem}"
+    holds = _is_finite(trigger.payload)
+    yield holds, f"{key}.payload", "has inf or nan, which JSON cannot hold; write it as a string"
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    return all(map(_is_finite, value)) if isinstance(value, list) else True
 
 
 def _output(spec: FunctionSpec) -> Iterator[Rule]:

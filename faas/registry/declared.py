@@ -18,6 +18,7 @@ def in_effect(spec: FunctionSpec) -> dict[str, object]:
     """Keys and values as people write them: "30s", "2GiB". Of `env` the names alone: a value may be what its author should have made a secret."""
     found = _table(spec)
     found["env"] = sorted(spec.env)
+    found["trigger"] = [{key: value for key, value in _table(trigger).items() if value not in ("", None)} for trigger in spec.triggers]
     return found
 
 

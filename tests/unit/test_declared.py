@@ -45,7 +45,16 @@ def test_triggers_and_tags_are_there_and_the_whole_is_json() -> None:
     declaration = in_effect(FunctionSpec(tags={"team": "a"}, triggers=(Trigger(subject="a.*"),)))
 
     assert msgspec.json.decode(msgspec.json.encode(declaration)) == declaration
-    assert declaration["trigger"] == [{"subject": "a.*", "delivery": "at-least-once", "stream": ""}]
+    assert declaration["trigger"] == [{"subject": "a.*", "delivery": "at-least-once"}]
+
+
+def test_of_a_trigger_only_what_its_kind_has_is_told() -> None:
+    """A schedule has no stream and no webhook, and its payload is told as it was written."""
+    trigger = Trigger(schedule="0 3 * * *", timezone="Europe/Berlin", payload={"depth": 2})
+
+    assert in_effect(FunctionSpec(triggers=(trigger,)))["trigger"] == [
+        {"delivery": "at-least-once", "schedule": "0 3 * * *", "timezone": "Europe/Berlin", "payload": {"depth": 2}}
+    ]
 
 
 @pytest.mark.parametrize("schema", ["", "nonsense", "[1]", "[" * 5000, '{"a": "' + "x" * SCHEMA_CHARACTERS + '"}', "{} {}"])

@@ -168,7 +168,6 @@ def test_what_cannot_be_names_file_key_and_what_would_be_right(tmp_path: Path, s
         '[gpu]\ncount = 1\noptional = true\nmemory = "8GiB"',
         '[gpu]\nshare = "exclusive"',
         "[scale]\nconcurrency = 2",
-        '[[trigger]]\nschedule = "* * * * *"',
     ],
 )
 def test_a_key_whose_effect_is_not_built_is_refused(tmp_path: Path, spec: str) -> None:
