@@ -175,7 +175,8 @@ def _webhook(key: str, trigger: Trigger) -> Iterator[Rule]:
     """A webhook has a name that is one token of a subject, says how it is verified, and always by a secret but with "none"."""
     name, verify = trigger.webhook, trigger.verify
     yield name != "", f"{key}.webhook", 'is missing; verify and secret are of a webhook, like webhook = "github"'
-    for other, given in (("subject", trigger.subject), ("stream", trigger.stream)):
+    others = {"subject": trigger.subject, "stream": trigger.stream, "schedule": trigger.schedule, "timezone": trigger.timezone}
+    for other, given in {**others, "payload": trigger.payload is not None}.items():
         yield not given, f"{key}.{other}", "has no place beside webhook; write a [[trigger]] for each"
     yield trigger.delivery == "at-least-once", f"{key}.delivery", "a webhook is always stored before it is answered; remove it"
     holds = re.fullmatch(NAME_PATTERN, name) is not None
