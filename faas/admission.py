@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 import structlog
 
+from faas import subjects
 from faas.bus.cloudevents import decode
 from faas.bus.connection import Message
 from faas.bus.pull import Delivery
@@ -42,7 +43,7 @@ def of_delivery(delivery: Delivery, function: FunctionVersion, *, now: float) ->
     event, control = decoded
     spec = function.spec
     if due is not None:
-        return _due_invocation(due, function, event, control=control, now=now)
+        return _speaking_for_itself(_due_invocation(due, function, event, control=control, now=now))
     invocation = _invocation(
         invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id),
         function,
@@ -54,7 +55,7 @@ def of_delivery(delivery: Delivery, function: FunctionVersion, *, now: float) ->
         first=delivery.num_delivered == 1,
     )
     invocation.stored = True
-    return invocation
+    return _speaking_for_itself(invocation)
 
 
 def _due_invocation(due: Due, function: FunctionVersion, event: Event, *, control: Control, now: float) -> Invocation:
@@ -85,7 +86,15 @@ def of_message(message: Message, function: FunctionVersion, *, answered: bool, n
     patience_s: float = function.spec.limits.queue_timeout_s
     if answered and control.deadline_at is None:
         patience_s = min(patience_s, SYNCHRONOUS_WAIT_S)
-    return _invocation(random_id, function, event, control=control, now=now, age_s=0.0, patience_s=patience_s)
+    return _speaking_for_itself(_invocation(random_id, function, event, control=control, now=now, age_s=0.0, patience_s=patience_s))
+
+
+def _speaking_for_itself(invocation: Invocation) -> Invocation | EventInvalid:
+    """The invocation, unless its items would be heard as those of another."""
+    spec, chunk_to = invocation.function.spec, invocation.control.chunk_to
+    if chunk_to.startswith(subjects.CHUNKS) and chunk_to != subjects.chunk(spec.tenant, spec.name, invocation.id):
+        return EventInvalid(f"Faas-Chunk-To {chunk_to[:80]!r} belongs to another invocation than {invocation.id}")
+    return invocation
 
 
 def without_event(function: FunctionVersion) -> Invocation:

@@ -43,6 +43,7 @@ from faas.environments.current import CurrentInterpreter
 from faas.environments.profile import load_profiles
 from faas.errors import only
 from faas.gateway.bearer import bearer
+from faas.gateway.doors import Doors
 from faas.gateway.health import health_routes
 from faas.gateway.metrics import exposition
 from faas.gateway.publishing import EventStore
@@ -118,11 +119,7 @@ async def running(
             provider = _secrets(config)
             stack.enter_context(state_folder(config.state, config.node))
             absent = lambda: "" if node is None else node.absent  # noqa: E731
-            gateway = await stack.enter_async_context(Gateway.open(*config.http_address, config.http, waiting=lambda: missing))
-            if tokens := Tokens(config.tenants):
-                gateway.identify = bearer(tokens)
-            elif not is_loopback(config.http_address[0]):
-                log.warning("gateway.closed", http=gateway.url, serves="its own machine alone: no [[tenant]] has a token")
+            gateway = await stack.enter_async_context(_gateway(config, missing))
             gateway.add(health_routes(ready=not_ready, absent=absent, metrics=metrics))
             profiles, broken = await asyncio.to_thread(load_profiles, config.runtimes)
             for error in broken:
@@ -132,6 +129,7 @@ async def running(
             bus = await stack.enter_async_context(_bus(config, url))
             missing.remove("bus")
             store_bytes = server.store_bytes if server is not None else None
+            doors = await stack.enter_async_context(Doors.open(gateway, bus, config.http, node=config.node, state=config.state))
             node = await stack.enter_async_context(_Node.open(config, bus, on_build or tell_build, provider=provider))
             place = node.place(folder, profiles, eager=eager, store_bytes=store_bytes)
             await stack.enter_async_context(node.serving(place))
@@ -148,11 +146,23 @@ async def running(
                 yield msgspec.structs.replace(info, building=node.building if eager else ())
             finally:
                 missing.append("the next start: this node stops")
+                doors.stop()
         log.info("node.stopped", node=config.node, **asdict(node.drained))
         if on_stopped is not None:
             on_stopped(node.drained)
     except BaseExceptionGroup as group:
         raise only(group) from group
+
+
+@asynccontextmanager
+async def _gateway(config: Config, missing: list[str]) -> AsyncIterator[Gateway]:
+    """The HTTP server, which lets in whoever has a token; where no tenant has one, its own machine alone."""
+    async with Gateway.open(*config.http_address, config.http, waiting=lambda: missing) as gateway:
+        if tokens := Tokens(config.tenants):
+            gateway.identify = bearer(tokens)
+        elif not is_loopback(config.http_address[0]):
+            log.warning("gateway.closed", http=gateway.url, serves="its own machine alone: no [[tenant]] has a token")
+        yield gateway
 
 
 def _info(config: Config, reports: list[FunctionReport], *, url: str, token: str, http: str) -> NodeInfo:

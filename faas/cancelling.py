@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import structlog
 
+from faas import subjects
 from faas.bus import consumers
 from faas.bus.cancels import Cancels
 from faas.bus.cloudevents import decode
@@ -45,8 +46,6 @@ LOOKED_AT = 100_000
 REQUESTS = "faas.cancel.>"
 _REQUEST = re.compile(rf"faas\.cancel\.({NAME_PATTERN})\.({NAME_PATTERN})\.([a-z2-7]{{26}})")
 """Anything else is no invocation: a wildcard would be looked up as all of them."""
-HOLDING = "faas.node.any.holds"
-"""A question to all nodes."""
 
 
 class Cancelling:
@@ -77,7 +76,9 @@ class Cancelling:
         self._heard.append(await self._cancels.watch())
         self._bus.on_reconnect.append(self._read)
         await asyncio.wait([self._read()], timeout=READ_S)
-        self._heard.append(await self._bus.subscribe(HOLDING, self._asked))
+        self._heard.append(await self._bus.subscribe(subjects.HOLDS, self._asked))
+        self._heard.append(await self._bus.subscribe(subjects.ANSWERS, self._asked_for_answer))
+        self._heard.append(await self._bus.subscribe(subjects.GONE, self._gone))
         self._heard.append(await self._bus.subscribe(REQUESTS, self._requested, queue="faas-cancel"))
 
     async def _deafen(self) -> None:
@@ -100,6 +101,18 @@ class Cancelling:
         held = self._unended.holds(message.data.decode("utf-8", "replace"))
         if held is not None and message.reply:
             self._start(self._say(message.reply, msgspec.json.encode(held)))
+
+    def _asked_for_answer(self, message: Message) -> None:
+        """In its turn: the call itself may have come just before, and be taken only now."""
+        asyncio.get_running_loop().call_soon(self._say_answer, message)
+
+    def _say_answer(self, message: Message) -> None:
+        invocation = self._unended.answering(message.data.decode("utf-8", "replace"))
+        if invocation and message.reply:
+            self._start(self._say(message.reply, invocation.encode()))
+
+    def _gone(self, message: Message) -> None:
+        asyncio.get_running_loop().call_soon(self._unended.gone, message.data.decode("utf-8", "replace"))
 
     def _requested(self, message: Message) -> None:
         self._start(self._answer(message))
@@ -164,7 +177,7 @@ class Cancelling:
         inbox = self._bus.new_inbox()
         subscription = await self._bus.subscribe(inbox, lambda message: heard.put_nowait(message.data))
         try:
-            await self._bus.publish(HOLDING, invocation.encode(), reply=inbox)
+            await self._bus.publish(subjects.HOLDS, invocation.encode(), reply=inbox)
             async with asyncio.timeout(ASK_S):
                 return msgspec.json.decode(await heard.get(), type=Held)
         except (TimeoutError, msgspec.DecodeError):

@@ -256,7 +256,7 @@ class Dispatcher:
         if isinstance(invocation, EventInvalid):
             refused = Attempt(Ended(reason="event_invalid", detail=invocation.detail), Phases())
             return await self._reply(reply_to, admission.without_event(function), refused)
-        self.unended.add(invocation)
+        self.unended.add(invocation, reply_to)
         try:
             attempt = await self._run_and_try_again(invocation, answered=bool(reply_to))
         finally:

@@ -73,6 +73,14 @@ def cancel(tenant: str, function: str, invocation_id: str) -> str:
     return f"faas.cancel.{tenant}.{function}.{invocation_id}"
 
 
+CHUNKS = "faas.chunk."
+
+
+def chunk(tenant: str, function: str, invocation_id: str) -> str:
+    """Where the items of a durable invocation go whose readers come and go; core NATS, stored nowhere."""
+    return f"{CHUNKS}{tenant}.{function}.{invocation_id}"
+
+
 def dead(tenant: str, function: str) -> str:
     return f"faas.dead.{tenant}.{function}"
 
@@ -83,6 +91,14 @@ def node(name: str, question: str) -> str:
 
 JANITOR = "faas.janitor"
 """Core NATS, stored nowhere: the node that has just swept FAAS_EVENTS says so, and the others wait their pace anew."""
+
+
+HOLDS = "faas.node.any.holds"
+"""A question to all nodes, an invocation's id: the one that has it in its hands says what it knows."""
+ANSWERS = "faas.node.any.answers"
+"""A question to all nodes, where the answer to a synchronous call goes: the one that will answer it says as which invocation."""
+GONE = "faas.node.any.gone"
+"""Said to all nodes: nobody waits there any more for the answer to a synchronous call."""
 
 
 def problem_with(subject: str) -> str | None:

@@ -20,12 +20,18 @@ class Held(Struct, frozen=True, kw_only=True):
     durable: bool
     event_id: str
     version: str
+    invocation: str = ""
+    tenant: str = ""
+    function: str = ""
+    stage: str = ""  # as Invocation has it
+    attempt: int = 0  # that it is at
 
 
 @dataclass(slots=True, eq=False)
 class _Unended:
     invocation: Invocation
     durable: bool
+    reply_to: str = ""
     ended: asyncio.Event | None = None  # made by whoever waits for it
 
 
@@ -34,6 +40,7 @@ class Unended:
 
     def __init__(self) -> None:
         self._here: dict[str, _Unended] = {}
+        self._answering: dict[str, str] = {}  # where an answer goes -> the invocation
         self._cancelled: dict[str, float] = {}  # until when that matters, in seconds since the epoch
         self._limit = CANCELLED_LIMIT
 
@@ -45,13 +52,16 @@ class Unended:
             await other.ended.wait()
         self._here[invocation.id] = _Unended(invocation, durable=True)
 
-    def add(self, invocation: Invocation) -> None:
-        """Hold one whose id is random, so that no other can be it, until `remove`."""
-        self._here[invocation.id] = _Unended(invocation, durable=False)
+    def add(self, invocation: Invocation, reply_to: str) -> None:
+        """Hold one whose id is random, so that no other can be it, until `remove`. `reply_to` is where its answer goes, "" where nobody waits for it."""
+        self._here[invocation.id] = _Unended(invocation, durable=False, reply_to=reply_to)
+        if reply_to:
+            self._answering[reply_to] = invocation.id
 
     def remove(self, invocation: Invocation) -> None:
         """It has ended."""
         here = self._here.pop(invocation.id)
+        self._answering.pop(here.reply_to, None)
         if here.ended is not None:
             here.ended.set()
 
@@ -60,7 +70,26 @@ class Unended:
         here = self._here.get(invocation)
         if here is None:
             return None
-        return Held(durable=here.durable, event_id=here.invocation.event.id, version=here.invocation.function.version)
+        one = here.invocation
+        return Held(
+            durable=here.durable,
+            event_id=one.event.id,
+            version=one.function.version,
+            invocation=one.id,
+            tenant=one.function.spec.tenant,
+            function=one.function.spec.name,
+            stage=one.stage,
+            attempt=one.attempts + 1,
+        )
+
+    def answering(self, reply_to: str) -> str:
+        """The invocation whose answer goes there, "" where none of this node does."""
+        return self._answering.get(reply_to, "")
+
+    def gone(self, reply_to: str) -> None:
+        """Nobody waits there any more: the invocation whose answer would go there ends as cancelled."""
+        if (here := self._here.get(self._answering.get(reply_to, ""))) is not None:
+            here.invocation.cancel()
 
     def find(self, invocation: str) -> Invocation | None:
         """What has not ended on this node, by its id."""

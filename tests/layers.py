@@ -30,6 +30,7 @@ SAME_HEIGHT = {("registry", "bus"), ("security", "bus"), ("intake", "dispatcher"
 HOMES = {
     "nats": ("bus/", "calling/", "client.py"),  # the client stands where a foreign program stands: on the other side of the bus
     "aiohttp": ("gateway/",),
+    "aiohttp_sse": ("gateway/events.py",),
     "uvloop": ("cli/",),
     "cyclopts": ("cli/",),
     "rich": ("cli/",),

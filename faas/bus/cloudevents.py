@@ -16,7 +16,7 @@ import msgspec
 from faas.bus.messages import encode_head
 from faas.model import Control, Event, EventInvalid
 from faas.objects import name_in
-from faas.subjects import PAYLOADS
+from faas.subjects import CHUNKS, PAYLOADS
 from faas.units import Duration
 
 STRUCTURED = "application/cloudevents"
@@ -177,16 +177,19 @@ def _control(lower: Mapping[str, str], extensions: Mapping[str, str]) -> Control
         timeout_s=_timeout(lower["faas-timeout"]) if "faas-timeout" in lower else None,
         deadline_at=min(deadlines) if deadlines else None,
         reply_to=_reply_to("Faas-Reply-To", lower["faas-reply-to"]) if "faas-reply-to" in lower else "",
-        chunk_to=_reply_to("Faas-Chunk-To", lower["faas-chunk-to"]) if "faas-chunk-to" in lower else "",
+        chunk_to=_reply_to("Faas-Chunk-To", lower["faas-chunk-to"], own=CHUNKS) if "faas-chunk-to" in lower else "",
         depth=_depth(lower["faas-depth"]) if "faas-depth" in lower else 0,
     )
 
 
-def _reply_to(name: str, text: str) -> str:
-    """What a stranger may have published to: no wildcard, nothing of the runtime's or of NATS' own, nothing that breaks a protocol line."""
+def _reply_to(name: str, text: str, *, own: str | None = None) -> str:
+    """What a stranger may have published to: no wildcard, nothing of the runtime's or of NATS' own, nothing that breaks a protocol line.
+
+    What begins with `own` is the runtime's, and may be: whoever makes an invocation of it looks whether it is of that.
+    """
     tokens = text.split(".")
     plain = text.isprintable() and not any(ch in text for ch in "*> ") and len(text) <= REPLY_TO_CHARACTERS
-    if not plain or not all(tokens) or tokens[0] == "faas" or text.startswith("$"):
+    if not plain or not all(tokens) or (tokens[0] == "faas" and (own is None or not text.startswith(own))) or text.startswith("$"):
         raise _Refused(f"{name} {text[:80]!r} is no subject that may be published to")
     return text
 

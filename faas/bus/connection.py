@@ -264,10 +264,10 @@ class Bus:
             raise MessageTooLarge(subject, size_bytes=size, limit_bytes=self.body_limit_bytes)
         return client
 
-    async def request(self, subject: str, body: bytes, *, head: bytes = b"", timeout_s: float = 5.0) -> Message:
+    async def request(self, subject: str, body: bytes, *, head: bytes = b"", timeout_s: float = 5.0, reply_to: str = "") -> Message:
         """Send one message and wait for one reply. Raises BusUnavailable; NoStream where nobody listens. "" as subject: we are answered by ourselves."""
-        token = str(next(self._tokens))
-        reply_to = f"{self._inbox}.r.{token}"
+        reply_to = reply_to or self.new_reply()
+        token = reply_to.rpartition(".")[2]
         reply: asyncio.Future[Message] = self._loop.create_future()
         self._replies[token] = reply
         timer = self._loop.call_later(timeout_s, _expire, reply, subject or "the bus", timeout_s)
@@ -309,6 +309,10 @@ class Bus:
                 self._forget(subscription)
                 raise
         return subscription
+
+    def new_reply(self) -> str:
+        """Where the answer to one `request` goes, for whoever has to name the question later."""
+        return f"{self._inbox}.r.{next(self._tokens)}"
 
     def new_inbox(self) -> str:
         """A subject that only this connection listens on."""

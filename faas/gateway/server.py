@@ -80,13 +80,18 @@ class Gateway:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self._answer(request)
+        except ConnectionError:
+            raise  # its client is gone
         except FaasError as error:
-            return problem_of(error)
+            answer = problem_of(error)
         except web.HTTPException as error:
-            return problem(error.status, "http_error", error.reason)
+            answer = problem(error.status, "http_error", error.reason)
         except Exception:  # the request boundary: what is wrong with one request ends no other
             log.exception("request.failed", method=request.method, path=request.path[:200])
-            return problem(500, "error", "this node failed to answer; its log says why")
+            answer = problem(500, "error", "this node failed to answer; its log says why")
+        if request.writer.output_size > 0:
+            raise ConnectionResetError("an answer had begun: it ends unfinished, so that nobody takes it for whole")
+        return answer
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Find the route, the caller, and whether it may; then have it answered."""

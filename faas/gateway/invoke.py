@@ -1,0 +1,216 @@
+"""`POST /invoke/<tenant>/<function>`: an invocation that is answered at once, or handed in and answered later. Publishes and requests; never calls the dispatcher.
+
+A synchronous one ends with its client: nobody waits for what nobody reads. A durable one is answered with 202 only once
+the bus has its event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+from aiohttp import web
+
+from faas import subjects
+from faas.bus.connection import Bus, NoStream, encode_head
+from faas.envelope import Ticket, completed, outgoing
+from faas.errors import BusUnavailable, FaasError
+from faas.gateway.answers import LOST, Answer, Answering, refusal_of
+from faas.gateway.asking import Asking, Place, StateDocument
+from faas.gateway.incoming import HEAD_BYTES, Preference, control_of, head_of, is_structured, preference_of, wants_stream
+from faas.gateway.problems import Refusal
+from faas.gateway.routes import Call, Route
+from faas.gateway.stream import Streams
+from faas.gateway.uploads import Bodies, Body
+from faas.model import Control
+
+ANSWER_S = 3600.0
+"""Without a deadline the function's own clocks end a call long before."""
+SLACK_S = 5.0
+"""Beyond a deadline: for the answer that says so."""
+AGAIN_TIMES, AGAIN_S = 20, 0.1
+"""A node that stops answers 503, and nothing was started: another one, or its next start, is asked."""
+CALL_KEPT_S = 3600.0
+EVENT_KEPT_S = 8 * 86_400 + 3600.0
+"""As long as an event can wait, and a little more."""
+LOST_S = 3.0
+"""After the connection is back: for the other nodes to be back too, before a call that none of them has is given up."""
+
+
+@dataclass(slots=True, frozen=True)
+class Request:
+    """One event for one function, as the bus takes it."""
+
+    tenant: str
+    function: str
+    head: Mapping[str, str]
+    data: bytes
+    control: Control
+
+    @property
+    def wait_s(self) -> float:
+        """How long a synchronous answer is waited for."""
+        if self.control.deadline_at is None:
+            return ANSWER_S
+        return max(0.0, self.control.deadline_at - time.time()) + SLACK_S
+
+
+class Invoking:
+    """The route. `group` runs what outlives a request."""
+
+    def __init__(
+        self, bus: Bus, bodies: Bodies, *, asking: Asking, answering: Answering, streams: Streams, group: asyncio.TaskGroup
+    ) -> None:
+        self._bus, self._bodies, self._asking, self._answering = bus, bodies, asking, answering
+        self._streams, self._group = streams, group
+        self._calls: set[str] = set()  # where the answers go of calls that wait
+
+    def routes(self) -> list[Route]:
+        return [Route("POST", "/invoke/{tenant}/{function}", self.invoke, scope="invoke")]
+
+    async def invoke(self, call: Call) -> web.StreamResponse:
+        """Answer one request, in the way that its `Prefer` and `Accept` ask for."""
+        tenant, function = call.tenant(), call.name("function")
+        head, preference = head_of(call.request), preference_of(call.request)
+        durable = preference.respond_async or preference.wait_s is not None
+        if not self._bus.connected:  # what is published now would be kept, and stored behind the back of whoever was told that it failed
+            raise BusUnavailable("the bus is away")
+        async with self._bodies.of(call.request, inline_limit_bytes=self._bus.body_limit_bytes - 2 * HEAD_BYTES) as body:
+            if body.file is not None and is_structured(head):
+                raise Refusal(413, "payload_too_large", "a structured event has to fit into one message of the bus; send it in binary mode")
+            control = control_of(head, body.data)
+            if durable:
+                return await self._durable(call.request, tenant, function, head=head, body=body, preference=preference)
+            data, carried = await self._carried(body, completed(head), kept_s=CALL_KEPT_S)
+            asked = Request(tenant, function, carried, data, control)
+            if wants_stream(call.request):
+                return await self._streams.call(call.request, asked)
+            return await self._synchronous(call.request, asked)
+
+    async def _carried(self, body: Body, head: Mapping[str, str], *, kept_s: float) -> tuple[bytes, dict[str, str]]:
+        """(body, headers) as the bus takes them: a large body is in the bucket from now on. Raises StoreRefused, BusUnavailable."""
+        if body.file is None:
+            return body.data, dict(head)
+        reference = await self._bodies.put(body, kept_s=kept_s)
+        body.close()
+        return b"", completed({**head, "ce-dataref": reference})
+
+    # ------------------------------------------------------------ synchronous
+
+    async def _synchronous(self, request: web.BaseRequest, asked: Request) -> web.StreamResponse:
+        for left in range(AGAIN_TIMES, -1, -1):
+            answer = await self._call(asked)
+            if not isinstance(answer, Refusal):
+                return await self._answering.respond(request, answer, read_once=True)
+            if answer.status != 503 or not left or self._asking.stopping:
+                raise answer
+            await asyncio.sleep(AGAIN_S)
+        raise AssertionError("unreachable")
+
+    async def _call(self, asked: Request) -> Answer | Refusal:
+        """One request on the bus. Raises Refusal (404, 504), BusUnavailable."""
+        subject, reply_to = subjects.invoke(asked.tenant, asked.function), self._bus.new_reply()
+        until_monotonic = time.monotonic() + asked.wait_s
+        self._calls.add(reply_to)
+        try:
+            message = await self._bus.request(
+                subject, asked.data, head=encode_head(asked.head.items()), timeout_s=asked.wait_s, reply_to=reply_to
+            )
+        except NoStream:
+            raise unknown(asked.tenant, asked.function) from None
+        except BusUnavailable as error:
+            self._gone(reply_to)
+            if time.monotonic() < until_monotonic:
+                raise
+            raise Refusal(504, "timeout", "no answer came before the deadline") from error
+        except asyncio.CancelledError:
+            self._gone(reply_to)
+            raise
+        finally:
+            self._calls.discard(reply_to)
+        return refusal_of(message) or Answer.of(message)
+
+    def _gone(self, reply_to: str) -> None:
+        """Nobody waits for this answer any more: whichever node has the call ends it as cancelled."""
+        with suppress(FaasError):
+            self._bus.publish_soon(subjects.GONE, reply_to.encode())
+
+    def look_after_reconnect(self) -> None:
+        """An answer, or the call itself, may have been lost with the connection: its client would wait for an hour."""
+        for reply_to in self._calls:
+            self._group.create_task(self._give_up_lost(reply_to))
+
+    async def _give_up_lost(self, reply_to: str) -> None:
+        await asyncio.sleep(LOST_S)
+        with suppress(FaasError):
+            if reply_to in self._calls and self._bus.connected and not await self._asking.answering(reply_to):
+                code, said = LOST
+                await self._bus.publish(reply_to, b"", head=encode_head([("Nats-Service-Error-Code", code), ("Nats-Service-Error", said)]))
+
+    # ------------------------------------------------------------ durable
+
+    async def _durable(
+        self, request: web.BaseRequest, tenant: str, function: str, *, head: Mapping[str, str], body: Body, preference: Preference
+    ) -> web.StreamResponse:
+        subject = subjects.submit(tenant, function)
+        event = outgoing(subject, body.data, head, id=None)
+        ticket = event.ticket(tenant, function)
+        own = {**event.headers, "Faas-Chunk-To": subjects.chunk(tenant, function, ticket.invocation)}
+        data, carried = await self._carried(body, own, kept_s=EVENT_KEPT_S)
+        if wants_stream(request):
+            waiting = StateDocument(invocation=ticket.invocation, tenant=tenant, function=function, state="waiting")
+            headers = {"Content-Location": f"/invocations/{ticket.invocation}", **preference.applied}
+            submit = partial(self._store, ticket, data, carried)
+            return await self._streams.follow(request, Place(waiting), headers=headers, submit=submit)
+        if not preference.wait_s:
+            await self._store(ticket, data, carried)
+            body.close()
+            return accepted_as(ticket, preference)
+        async with self._asking.waking(ticket.outcome_subject) as woken:
+            await self._bus.fence()
+            await self._store(ticket, data, carried)
+            body.close()
+            answer = await self._outcome(ticket, woken, wait_s=preference.wait_s)
+        if answer is None:
+            return accepted_as(ticket, preference)
+        return await self._answering.respond(request, answer, headers=preference.applied)
+
+    async def _store(self, ticket: Ticket, data: bytes, head: Mapping[str, str]) -> None:
+        """Once this returns the bus has the event. Raises Refusal (404), StoreRefused, BusUnavailable."""
+        try:
+            await self._bus.store(subjects.submit(ticket.tenant, ticket.function), data, head=encode_head(head.items()))
+        except NoStream:
+            await self._bus.api(f"STREAM.INFO.{subjects.EVENTS}", None, dict)  # a server that has just started answers nobody yet
+            raise unknown(ticket.tenant, ticket.function) from None
+
+    async def _outcome(self, ticket: Ticket, woken: asyncio.Event, *, wait_s: float) -> Answer | None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while not self._asking.stopping:
+                    with suppress(BusUnavailable):  # when it is back this wakes again
+                        if (answer := await self._asking.outcome(ticket.tenant, ticket.function, ticket.invocation)) is not None:
+                            return answer
+                    await woken.wait()
+                    woken.clear()
+        return None
+
+
+def accepted_as(ticket: Ticket, preference: Preference) -> web.Response:
+    """202: the bus has the event, and where to look for what becomes of it."""
+    document = StateDocument(invocation=ticket.invocation, tenant=ticket.tenant, function=ticket.function, state="waiting")
+    headers = {
+        "Location": f"/invocations/{ticket.invocation}",
+        "Faas-Invocation": ticket.invocation,
+        "Content-Type": "application/json",
+        **preference.applied,
+    }
+    return web.Response(status=202, body=msgspec.json.encode(document), headers=headers)
+
+
+def unknown(tenant: str, function: str) -> Refusal:
+    return Refusal(404, "unknown_function", f"no function {function} of tenant {tenant}; `faas functions` lists what there is")

@@ -1,0 +1,180 @@
+"""Bodies of requests: read within bounds of size, time and memory, and put where the bus takes them from. Knows no route and no event.
+
+What the bus carries itself stays in memory; anything larger goes through an unlinked file into the bucket FAAS_PAYLOADS, so
+that no number of uploads fills the node's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import aiohttp
+from aiohttp import web
+
+from faas.bus.payloads import Payloads
+from faas.config import HttpConfig
+from faas.gateway.problems import Refusal
+from faas.objects import READ_ONCE, part_of_file
+from faas.units import format_duration, format_size
+
+LEAST_BYTES_PER_S = 16 * 1024
+"""A body that comes slower holds its connection on purpose, or over a line on which it never ends."""
+HELD_BYTES = 256 * 2**20
+"""Of all bodies in memory; beyond, whoever comes is told to come again."""
+SPOOLED_AT_ONCE = 16
+"""Bodies in files: so many times `max_body` of disk."""
+WRITE_BYTES = 2**20
+"""Gathered before it is written: a trip to a thread for each 64 KiB of the network costs more than the write."""
+
+
+@dataclass(slots=True)
+class Body:
+    """What a request brought: in `data`, or in `file` where the bus does not carry it. `close` gives back what it holds before its block ends."""
+
+    data: bytes
+    size: int
+    file: BinaryIO | None
+    close: Callable[[], None]
+
+
+class Bodies:
+    """One for a gateway. `inline_limit_bytes` is what the bus carries itself; `folder` is where files may be made."""
+
+    def __init__(self, config: HttpConfig, payloads: Payloads, *, folder: Path) -> None:
+        self._config, self._payloads, self._folder = config, payloads, folder
+        self._held_bytes = 0
+        self._files = 0
+
+    @asynccontextmanager
+    async def of(self, request: web.BaseRequest, *, inline_limit_bytes: int) -> AsyncIterator[Body]:
+        """Read the body of a request; its file is gone when the block is left.
+
+        Raises Refusal: 413 before anything was read where the sender says how much comes, 415, 408, 400, 503.
+        """
+        limit = self._config.max_body_bytes
+        coming = request.content_length
+        if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+            raise Refusal(415, "unsupported_encoding", "send the body as it is, without Content-Encoding")
+        if coming is not None and coming > limit:
+            raise _too_large(limit)
+        await _go_on(request)
+        reading = _Reading(self, request, inline_limit_bytes=inline_limit_bytes)
+        try:
+            yield await reading.whole(limit)
+        finally:
+            reading.close()
+
+    async def put(self, body: Body, *, kept_s: float) -> str:
+        """The name under which a body that is in a file can be fetched for so long. Raises StoreRefused, BusUnavailable."""
+        assert body.file is not None
+        prefix = f"{READ_ONCE}{secrets.token_urlsafe(16)}"
+        return await self._payloads.put(part_of_file(body.file.fileno()), body.size, prefix=prefix, kept_s=kept_s)
+
+
+class _Reading:
+    """One body on its way in, and what it holds."""
+
+    def __init__(self, bodies: Bodies, request: web.BaseRequest, *, inline_limit_bytes: int) -> None:
+        self._bodies, self._request, self._inline_limit_bytes = bodies, request, inline_limit_bytes
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._file: BinaryIO | None = None
+        self._writing = False
+
+    async def whole(self, limit: int) -> Body:
+        timeout_s, size = self._bodies._config.body_timeout_s, 0
+        began = time.monotonic()
+        while True:
+            try:
+                async with asyncio.timeout(began + timeout_s + size / LEAST_BYTES_PER_S - time.monotonic()):
+                    part = await self._request.content.readany()
+            except TimeoutError:
+                raise Refusal(408, "body_timeout", f"the body did not come within {format_duration(timeout_s)}; send it faster") from None
+            except (aiohttp.ClientPayloadError, web.RequestPayloadError, ValueError) as error:
+                raise Refusal(400, "bad_request", f"the body cannot be read: {error}"[:200]) from error
+            if not part:
+                break
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            self._hold(part)
+            if size > self._inline_limit_bytes and (self._parts_bytes >= WRITE_BYTES or self._file is None):
+                await self._spool()
+        if self._file is None:
+            return Body(b"".join(self._parts), size, None, self.close)
+        await self._spool()
+        return Body(b"", size, self._file, self.close)
+
+    def _hold(self, part: bytes) -> None:
+        if self._bodies._held_bytes + len(part) > HELD_BYTES:
+            raise Refusal(503, "busy", f"bodies of requests fill {format_size(HELD_BYTES)} on this node; ask again")
+        self._parts.append(part)
+        self._parts_bytes += len(part)
+        self._bodies._held_bytes += len(part)
+
+    async def _spool(self) -> None:
+        """What is held goes into the file."""
+        try:
+            if self._file is None:
+                if self._bodies._files >= SPOOLED_AT_ONCE:
+                    raise Refusal(503, "busy", f"{SPOOLED_AT_ONCE} large bodies come in on this node already; ask again")
+                self._bodies._files += 1
+                try:
+                    self._file = await asyncio.to_thread(_new_file, self._bodies._folder)
+                except BaseException:
+                    self._bodies._files -= 1
+                    raise
+            parts, self._parts = self._parts, []
+            self._writing = True
+            await asyncio.to_thread(_write, self._file, parts)
+            self._writing = False
+        except OSError as error:
+            raise Refusal(503, "no_space", f"the body cannot be written to the disk of this node: {error.strerror}") from error
+        self._bodies._held_bytes -= self._parts_bytes
+        self._parts_bytes = 0
+
+    def close(self) -> None:
+        self._bodies._held_bytes -= self._parts_bytes
+        self._parts, self._parts_bytes = [], 0
+        if self._file is None:
+            return
+        self._bodies._files -= 1
+        if not self._writing:  # else a thread has it still, and closed its descriptor could be another's: it goes with its last reference
+            self._file.close()
+        self._file = None
+
+
+def _new_file(folder: Path) -> BinaryIO:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return tempfile.TemporaryFile(dir=folder, buffering=0)
+
+
+def _write(file: BinaryIO, parts: list[bytes]) -> None:
+    for part in parts:
+        view = memoryview(part)
+        while view:
+            view = view[file.write(view) :]
+
+
+async def _go_on(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it to send its body; only now, after what can be refused without it. Raises Refusal (417)."""
+    expected = request.headers.get("Expect")
+    if expected is None:
+        return
+    if expected.strip().lower() != "100-continue":
+        raise Refusal(417, "expectation_failed", f"Expect: {expected[:80]} is not supported")
+    if request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer, none of which is out
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, "payload_too_large", f"the body is above {format_size(limit)}, [http] max_body of this node")
