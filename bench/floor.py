@@ -1,15 +1,18 @@
-"""The floors of dispatch.py: the same exchange of messages as a node's, by a bare nats-py + uvloop process and nothing else.
+"""The floors of dispatch.py and webhook.py: the same exchange as a node's, by a bare process on uvloop and nothing else.
 
 `floor.py responder URL` answers requests with a constant; `floor.py durable URL` pulls events, publishes an outcome for
-each and acknowledges it once that is stored. No spec, no worker, no usage: what the bus alone costs.
+each and acknowledges it once that is stored; `floor.py webhooks URL FILE` verifies webhooks with the library of Standard Webhooks, stores
+them, and answers 202, at the address that it writes to FILE. No spec, no worker, no usage: what the bus and the libraries alone cost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 from functools import partial
+from pathlib import Path
 
 import nats
 import uvloop
@@ -19,6 +22,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 REQUESTS = "floor.request"
 EVENTS, OUTCOMES = "FLOOR_EVENTS", "FLOOR_OUTCOMES"
 EVENT, OUTCOME = "floor.event", "floor.outcome"
+HOOKS, HOOK = "FLOOR_HOOKS", "floor.hook"
+SECRET = "whsec_" + base64.b64encode(b"thirty-two bytes of no interest!").decode()
 ANSWER = b'{"text":"Hello, Ada!","invocation_id":"abcdefghijklmnopqrstuvwxyz","attempt":1}'
 """As long as what `hello` returns."""
 
@@ -75,10 +80,36 @@ async def durable(url: str) -> None:
         await _ready()
 
 
+async def webhooks(url: str, file: str) -> None:
+    """aiohttp, the library's own check, one awaited publish with the delivery's id, 202."""
+    from aiohttp import web
+    from standardwebhooks import Webhook, WebhookVerificationError
+
+    client = await nats.connect(url)
+    stream = client.jetstream()
+    await stream.add_stream(StreamConfig(name=HOOKS, subjects=[HOOK], max_msgs=500_000))
+    secret = Webhook(SECRET)
+
+    async def receive(request: web.BaseRequest) -> web.Response:
+        body = await request.read()
+        try:
+            secret.verify(body, dict(request.headers), json_parse=False)
+        except WebhookVerificationError as error:
+            return web.Response(status=401, text=str(error))
+        await stream.publish(HOOK, body, headers={"Nats-Msg-Id": request.headers["webhook-id"]})
+        return web.json_response({"event": request.headers["webhook-id"], "invocations": []}, status=202)
+
+    runner = web.ServerRunner(web.Server(receive, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await asyncio.to_thread(Path(file).write_text, f"http://127.0.0.1:{runner.addresses[0][1]}")
+    await _ready()
+
+
 async def _ready() -> None:
     print("ready", flush=True)
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run({"responder": responder, "durable": durable}[sys.argv[1]](sys.argv[2]))
+    uvloop.run({"responder": responder, "durable": durable, "webhooks": webhooks}[sys.argv[1]](*sys.argv[2:]))
