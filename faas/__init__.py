@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from faas.envelope import Ticket
     from faas.errors import BusUnavailable, FaasError, InvocationFailed, NoSuchFunction
     from faas.worker.context import Context, Event, Reject, Result, Retry
+    from faas.worker.secrets import Secrets
 
 __all__ = [
     "BusUnavailable",
@@ -23,6 +24,7 @@ __all__ = [
     "Reject",
     "Result",
     "Retry",
+    "Secrets",
     "Ticket",
     "connect",
 ]

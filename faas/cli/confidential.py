@@ -49,7 +49,7 @@ def secrets(file: Path, functions: Path, profiles: Mapping[str, RuntimeProfile])
     wanted = list(dict.fromkeys(_wanted(found)))
     said = [finding for name, tenant, whose in wanted if (finding := _one(provider, name, tenant, whose=whose, kind=config.provider))]
     yield from said
-    if not any(finding.state == "problem" for finding in said) and (wanted or config.folder):
+    if not said and (wanted or config.folder):
         yield ok("secrets", f"{', '.join(dict.fromkeys(name for name, _, _ in wanted)) or 'none'} named by functions")
 
 

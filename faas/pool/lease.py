@@ -13,7 +13,7 @@ import msgspec
 from faas.errors import FaasError
 from faas.model import Environment, FunctionVersion, Start
 from faas.pool.backend import Sandbox
-from faas.pool.grants import NOTHING_GRANTED, Granted, Grants
+from faas.pool.grants import Grants
 from faas.pool.overlays import Overlay
 from faas.pool.sandboxes import Sandboxes
 from faas.pool.worker import Worker
@@ -172,7 +172,7 @@ class Lease:
         self.give_back(self)
 
 
-def load_message(served: Served, granted: Granted = NOTHING_GRANTED) -> wire.Load:
+def load_message(served: Served) -> wire.Load:
     """What makes a spare a worker of a function version; its environment is there. A worker sends no result above the limit."""
     function, spec = served.function, served.function.spec
     return wire.Load(
@@ -186,5 +186,11 @@ def load_message(served: Served, granted: Granted = NOTHING_GRANTED) -> wire.Loa
         overlay=served.environment.overlay,
         env=dict(spec.env),
         mounts=dict(served.mounts),
-        secrets=granted.values,
     )
+
+
+def confide(served: Served, worker: Worker) -> wire.Load:
+    """The same with the secrets of the function, which the worker then holds. Raises SecretMissing."""
+    granted = served.grants.granted(served.function.spec)
+    worker.grant(granted)
+    return msgspec.structs.replace(load_message(served), secrets=granted.values)

@@ -15,11 +15,11 @@ from contextlib import asynccontextmanager
 import structlog
 
 from faas.config import PoolConfig
-from faas.errors import FaasError
+from faas.errors import FaasError, SecretMissing
 from faas.model import FunctionVersion, RuntimeProfile, Start
 from faas.pool.backend import Backend
 from faas.pool.grants import Grants
-from faas.pool.lease import Draining, Lease, Schemas, Seen, Served, Stage, load_message
+from faas.pool.lease import Draining, Lease, Schemas, Seen, Served, Stage, confide, load_message
 from faas.pool.overlays import BuildOverlay, Overlay
 from faas.pool.sandboxes import Build, Sandboxes
 from faas.pool.warmth import Warmth, retire_all, unbind
@@ -140,8 +140,10 @@ class WorkerPool:
     async def _warm_up(self, served: Served) -> None:
         try:
             await served.ready()
-        except FaasError:
-            return  # said where it failed; an event will ask again
+        except FaasError as error:
+            if isinstance(error, SecretMissing):  # all else is said where it failed
+                log.warning("secret.missing", function=served.function.spec.name, error=str(error))
+            return  # an event will ask again
         for _ in range(served.function.spec.scale.min_warm):
             self._prewarm(served)
 
@@ -311,9 +313,7 @@ class WorkerPool:
 
     async def load(self, served: Served, worker: Worker, *, timeout_s: float) -> wire.Loaded | wire.LoadFailed:
         """Make a spare a worker of the function, and keep what it says of its types. Raises SecretMissing, and as `Worker.load` does."""
-        granted = served.grants.granted(served.function.spec)
-        worker.grant(granted)
-        answer = await worker.load(load_message(served, granted), timeout_s=timeout_s)
+        answer = await worker.load(confide(served, worker), timeout_s=timeout_s)
         if isinstance(answer, wire.Loaded):
             served.schemas = Schemas.of(answer)
         return answer

@@ -42,6 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_function(functions, "ours", ONE, f'tenant = "acme"\n{NAMED}')
     write_function(functions, "fails", FAILS, f'{NAMED}[[trigger]]\nsubject = "secrets.fails"\n')
     write_function(functions, "waits", WAITS, NAMED)
+    write_function(functions, "queues", WAITS, f"{NAMED}[scale]\nmax_workers = 1\n")
     write_function(functions, "misses", MISSES, 'secrets = ["nowhere"]\n[[trigger]]\nsubject = "secrets.misses"\n')
     write_function(functions, "reaches", MISSES.replace("nowhere", "only"), 'secrets = ["only"]\n')
     write_function(functions, "warm", ONE, f"{NAMED}[scale]\nmin_warm = 1\n")
@@ -155,6 +156,23 @@ async def test_the_next_event_after_a_rotation_gets_the_new_value_and_what_runs_
         assert json.loads(before)[0]["secrets"] != json.loads(after)[0]["secrets"]
     finally:
         put(root / "secrets", "hf_token", TOKEN)
+
+
+async def test_a_secret_that_goes_away_while_an_invocation_waits_for_its_worker_ends_that(node: Node, root: Path) -> None:
+    """It was there when the invocation got its place, and is not when the worker is made."""
+    first = asyncio.create_task(node.request("queues", b"1.0"))
+    second = asyncio.create_task(node.request("queues", b"0"))
+    await asyncio.sleep(0)
+    await result(node, "one")  # asked for after them, so both are there
+    (root / "secrets" / "hf_token").rename(root / "secrets" / "aside")
+    try:
+        assert end(await first) == ("succeeded", "")
+        reply = await second
+        assert end(reply) == ("failed", "environment_failed")
+        assert json.loads(reply.data)["detail"].startswith("secret hf_token: there is no ")
+    finally:
+        (root / "secrets" / "aside").rename(root / "secrets" / "hf_token")
+    assert await result(node, "queues", b"0") == TOKEN
 
 
 async def test_idle_workers_are_replaced_though_no_event_comes(node: Node, root: Path) -> None:
