@@ -73,6 +73,7 @@ class Secrets:
         self._folder = Path(config.folder) if config.folder else None
         self._variables: dict[str, bytes] | None = None
         self._files: dict[Path, _Read] = {}
+        self._last: dict[tuple[str, str], Secret] = {}
         self._warned: set[Path] = set()
         if config.provider == "environment":
             environ = os.environ if environ is None else environ
@@ -83,19 +84,20 @@ class Secrets:
 
     def get(self, name: str, tenant: str = DEFAULT_TENANT) -> Secret:
         """The secret as it stands now. Raises SecretMissing, which says where it was looked for and what to type."""
-        if not re.fullmatch(NAME_PATTERN, tenant):
-            raise SecretMissing(name, f"{tenant[:80]!r} is no name of a tenant")
-        if problem := problem_with_secret(name):
-            raise SecretMissing(name, problem)
+        last = self._last.get((name, tenant))
+        if last is None:
+            _check(name, tenant)
         if self._variables is not None:
             current, previous = self._of_the_environment(self._variables, name, tenant)
         elif self._folder is not None:
             current, previous = self._of_the_folder(self._folder, name, tenant)
         else:
             raise SecretMissing(name, 'this node has no secrets; write folder = "secrets" under [secrets] in faas.toml')
-        digest = hmac.new(self._key, b"\0".join((tenant.encode(), name.encode(), current)), hashlib.sha256)
         values = (current, previous) if previous and previous != current else (current,)
-        return Secret(name, digest.hexdigest()[:VERSION_DIGITS], values)
+        if last is None or last.values != values:
+            digest = hmac.new(self._key, b"\0".join((tenant.encode(), name.encode(), current)), hashlib.sha256)
+            last = self._last[name, tenant] = Secret(name, digest.hexdigest()[:VERSION_DIGITS], values)
+        return last
 
     def _of_the_environment(self, variables: Mapping[str, bytes], name: str, tenant: str) -> tuple[bytes, bytes]:
         variable = variable_of(name, tenant)
@@ -128,11 +130,13 @@ class Secrets:
             return known.value
         self._files.pop(path, None)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
-        with open(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise SecretMissing(name, f"{path} is no file; one file holds one secret")
-            data = file.read(SECRET_BYTES + 3)
+            data = os.read(descriptor, SECRET_BYTES + 3)
+        finally:
+            os.close(descriptor)
         self._warn(path, status)
         settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS
         self._files[path] = _Read(_mark(status) if settled else None, _plain(name, data))
@@ -142,6 +146,14 @@ class Secrets:
         if status.st_mode & 0o077 and path not in self._warned:
             self._warned.add(path)
             log.warning("secret.open_to_others", file=str(path), mode=f"{stat.S_IMODE(status.st_mode):04o}", type=f"chmod 600 {path}")
+
+
+def _check(name: str, tenant: str) -> None:
+    """Names that lead nowhere but to a secret. Raises SecretMissing."""
+    if not re.fullmatch(NAME_PATTERN, tenant):
+        raise SecretMissing(name, f"{tenant[:80]!r} is no name of a tenant")
+    if problem := problem_with_secret(name):
+        raise SecretMissing(name, problem)
 
 
 def variable_of(name: str, tenant: str) -> str:

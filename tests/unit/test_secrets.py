@@ -192,7 +192,7 @@ def test_a_secret_that_is_missing_says_where_it_belongs(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.mkdir(), "is no file"),
         (lambda path: os.mkfifo(path), "is no file"),
         (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.write_bytes(b"\n"), "is empty"),
@@ -275,3 +275,15 @@ def test_no_two_tenants_share_a_variable() -> None:
         by_variable.setdefault(variable_of(name, tenant), set()).add(tenant)
 
     assert {len(tenants) for tenants in by_variable.values()} == {1}
+
+
+def test_what_is_no_secret_costs_no_descriptor(folder: Path) -> None:
+    """It is looked for again at every event, and a node has only so many."""
+    (folder / "hook").mkdir()
+    secrets = a_folder_of(folder)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        with pytest.raises(SecretMissing):
+            secrets.get("hook")
+
+    assert len(os.listdir("/proc/self/fd")) == before
