@@ -37,6 +37,7 @@ def doctor(
 ) -> int:
     """Say what is wrong, and what to type."""
     from faas.cli import confidential, project
+    from faas.cli.webhooks import webhooks
     from faas.environments.profile import load_profiles
     from faas.telemetry import set_up_logging
 
@@ -57,6 +58,7 @@ def doctor(
         "profiles": lambda: project.profiles(profiles, broken),
         "functions": lambda: project.functions(functions, profiles, _mounts(config)),
         "secrets": lambda: confidential.secrets(config, functions, profiles),
+        "webhooks": lambda: webhooks(config, functions, profiles),
     }
     findings = examine(_machine(where, profiles) | probes | {"node": lambda: project.node(where.state)})
     if json:

@@ -16,23 +16,23 @@ from faas.cli.options import Json, print_json, readable
 from faas.errors import ConfigInvalid
 from faas.model import NAME_PATTERN
 
-TEMPLATES = ("plain", "class", "stream", "async", "torch", "schedule")
-NOT_YET = ("webhook",)
+TEMPLATES = ("plain", "class", "stream", "async", "torch", "schedule", "webhook")
 PLACEHOLDER = "FUNCTION"
 """In a template's files: the name of the function."""
+
+_MAKE_SECRET = "mkdir -p -m 700 secrets && openssl rand -hex 32 | install -m 600 /dev/stdin secrets/github_webhook"
 
 
 def new(
     name: str,
     *,
-    template: Annotated[str, Parameter(help=f"{', '.join(TEMPLATES)}; webhook is not supported yet.")] = "plain",
+    template: Annotated[str, Parameter(help=f"{', '.join(TEMPLATES)}.")] = "plain",
     functions: Annotated[Path, Parameter(help="Folder of the functions; made where there is none.")] = Path("functions"),
     as_json: Json = False,
 ) -> int:
     """Make a function folder that runs as it is."""
     if template not in TEMPLATES:
-        problem = "is not supported yet" if template in NOT_YET else "is unknown"
-        raise ConfigInvalid(f"--template {template} {problem}; use one of {', '.join(TEMPLATES)}")
+        raise ConfigInvalid(f"--template {template} is unknown; use one of {', '.join(TEMPLATES)}")
     if not re.fullmatch(NAME_PATTERN, name):
         raise ConfigInvalid(f"{name!r} is no name for a function; begin with a-z, then a-z, 0-9 and -, at most 63, like thumb-2")
     folder = readable(functions, "--functions") / name
@@ -77,10 +77,19 @@ def _next(folder: Path, name: str, functions: Path) -> list[tuple[str, str]]:
     option = "" if functions == Path("functions") else f" --functions {quote(str(functions))}"
     event = json.loads((folder / "example_event.json").read_bytes())
     data = quote(json.dumps(event["data"]))
+    test = (f"python -m pytest {quote(str(folder))}", "run its test, without a node (needs pytest)")
+    example = (f"faas demo --only {name}{option}", "run its example event on a node of its own")
+    if event["type"].startswith("com.github."):
+        return [
+            test,
+            example,
+            (_MAKE_SECRET, "its secret; give GitHub the same"),
+            (f"FAAS_SECRETS__FOLDER=secrets faas up{option}", f"run a node that takes POST /hooks/default/{name}"),
+        ]
     by_schedule = event["type"] == "faas.schedule"
     return [
-        (f"python -m pytest {quote(str(folder))}", "run its test, without a node (needs pytest)"),
-        (f"faas demo --only {name}{option}", "run its example event on a node of its own"),
+        test,
+        example,
         (f"faas up{option}", "run a node; in another terminal:"),
         (f"faas invoke {name} {data}", "what it will return when it is due")
         if by_schedule

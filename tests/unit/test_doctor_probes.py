@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from folders import PROFILES, folder
 
 from faas.cli import confidential, project
 from faas.cli.findings import Finding, examine, ok, output_of
 from faas.cli.machine import driver_version, torch_against_driver
+from faas.cli.webhooks import webhooks
 
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.161.08  Sat Feb 17 22:55:48 UTC 2024\nGCC version:  gcc version 12.3.0\n"
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (x@y)  Tue Sep 23\n"
@@ -113,3 +115,29 @@ def test_what_a_node_left_behind_is_told_from_one_that_is_stuck(tmp_path: Path, 
 def test_a_stream_of_events_that_is_nearly_full_is_told_before_it_refuses(held: int, bound: int, state: str) -> None:
     """The publisher who is refused is seldom the one who can do something about it."""
     assert project._events(held, bound).state == state
+
+
+def test_what_may_be_wrong_with_a_webhook_is_told_before_a_sender_meets_it(tmp_path: Path) -> None:
+    """An open one, a secret that can be guessed, and two functions that do not agree; one that is fine is named."""
+    functions, secrets = tmp_path / "functions", tmp_path / "secrets"
+    functions.mkdir()
+    secrets.mkdir(mode=0o700)
+    (secrets / "strong").write_text("x" * 32)
+    (secrets / "weak").write_text("short")
+    config = tmp_path / "faas.toml"
+    config.write_text(f'[secrets]\nfolder = "{secrets}"\n')
+    hook = '[[trigger]]\nwebhook = "{}"\nverify = "{}"\n'
+    folder(functions, "fine", hook.format("fine", "github") + 'secret = "strong"')
+
+    (found,) = webhooks(config, functions, PROFILES)
+    assert (found.state, found.detail) == ("ok", "/hooks/default/fine (github)")
+
+    folder(functions, "open", hook.format("open", "none"))
+    folder(functions, "weak", hook.format("weak", "slack") + 'secret = "weak"')
+    folder(functions, "loose", hook.format("fine", "none"))
+    found_now = list(webhooks(config, functions, PROFILES))
+
+    assert [finding.state for finding in found_now] == ["problem", "warning", "warning"]
+    assert "loose/function.toml" in found_now[0].detail
+    assert "whoever reaches the node" in found_now[1].detail
+    assert "has 5 bytes" in found_now[2].detail
