@@ -13,6 +13,8 @@ from urllib.parse import quote, quote_plus
 
 SHORTEST_BYTES = 8
 """A shorter value, or a shorter part of one, is not looked for: "a" would blank out every log."""
+BEGIN_BYTES = 4
+"""Of a form, by which its begin is looked for: trying each length of each takes 60 ms for the most secrets that a function may have."""
 PIECE_BYTES = 1024
 """A longer form is looked for in pieces, so that a line that is cut anywhere shows no whole piece of it."""
 
@@ -46,12 +48,17 @@ class Redactor:
 
     def begun(self, data: bytes) -> int:
         """How many bytes at the end may be the begin of a form whose rest has not come."""
-        longest = 0
+        tail, longest = data[1 - PIECE_BYTES :], 0
         for form, _ in self._forms:
-            for length in range(min(len(form) - 1, len(data)), longest, -1):
-                if data.endswith(form[:length]):
-                    longest = length
+            at = tail.find(form[:BEGIN_BYTES])
+            while at >= 0:
+                if form.startswith(tail[at:]):  # the first place makes the longest
+                    longest = max(longest, len(tail) - at)
                     break
+                at = tail.find(form[:BEGIN_BYTES], at + 1)
+            for length in range(BEGIN_BYTES - 1, longest, -1):
+                if tail.endswith(form[:length]):
+                    longest = length
         return longest
 
 

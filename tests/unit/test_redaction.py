@@ -125,6 +125,18 @@ def test_a_value_that_was_cut_apart_is_hidden_once_its_parts_are_together() -> N
     assert redactor.data(held + b"ijklmnop rest") == b"[secret api_key] rest"
 
 
+@given(data=st.binary(max_size=60), value=st.binary(min_size=8, max_size=40), cut=st.integers(0, 40))
+def test_the_begin_that_is_held_back_is_the_longest_that_there_is(data: bytes, value: bytes, cut: int) -> None:
+    """One byte less, and that byte is shown."""
+    redactor = Redactor({"api_key": [value]})
+    seen = redactor.data(data + value[:cut])
+    forms = [form for form, _ in redactor._forms]
+
+    expected = max((n for form in forms for n in range(1, len(form)) if seen.endswith(form[:n])), default=0)
+
+    assert redactor.begun(seen) == expected
+
+
 def test_text_that_is_no_utf_8_is_hidden_in_too() -> None:
     """A file name may hold half a surrogate pair, and a log line quotes it."""
     assert hiding("abcdefghijkl").text("\udc80 abcdefghijkl") == f"\udc80 {NAME}"
