@@ -137,13 +137,16 @@ def _event_head(slot: Slot, trigger: Trigger, at: float) -> bytes:
 
 
 def _armed(message: StoredMessage) -> Armed | None:
-    """None of what is no schedule of ours: somebody wrote it by hand, or a later version did."""
+    """None of what is in no schedule's place. What is in one and cannot be read was written by hand: it is as old as can be, and nobody's."""
+    tokens = message.subject.removeprefix(subjects.SCHEDULE_PREFIX).split(".")
+    if len(tokens) != 3 or not (tokens[2].isascii() and tokens[2].isdigit()):
+        return None
+    slot = Slot(tokens[0], tokens[1], int(tokens[2][:6]))
     head = {name.lower(): value for name, value in message.headers.items()}
     try:
-        tenant, function, number = message.subject.removeprefix(subjects.SCHEDULE_PREFIX).split(".")
         registry, _, revision = head[VIEW.lower()].rpartition("/")
         return Armed(
-            slot=Slot(tenant, function, int(number)),
+            slot=slot,
             at=datetime.fromisoformat(head["nats-schedule"].removeprefix("@at ")).timestamp(),
             view=View(registry, int(revision)),
             sequence=message.sequence,
@@ -152,7 +155,7 @@ def _armed(message: StoredMessage) -> Armed | None:
             body=message.data,
         )
     except (KeyError, ValueError):
-        return None
+        return Armed(slot=slot, at=0.0, view=View("", 0), sequence=message.sequence, schedule="", timezone="", body=b"")
 
 
 def _rfc3339(at: float) -> str:

@@ -146,6 +146,8 @@ def _triggers(spec: FunctionSpec) -> Iterator[Rule]:
             payload_bytes += len(trigger.body)
             too_large = f"is more than the {format_size(PAYLOAD_BYTES)} that all schedules of a function may have; put it into a file beside the handler"
             yield payload_bytes <= PAYLOAD_BYTES, f"{key}.payload", too_large
+            too_large = f"is more than the {format_size(spec.limits.payload_bytes)} of limits.payload; every event of it would be rejected"
+            yield len(trigger.body) <= spec.limits.payload_bytes, f"{key}.payload", too_large
         else:
             yield from _subject(key, trigger)
 

@@ -58,6 +58,7 @@ SCHEDULE = '[[trigger]]\nschedule = "* * * * *"\n'
         (f'{SCHEDULE}delivery = "at-most-once"', "trigger[0].delivery", "always stored"),
         (f"{SCHEDULE}payload = {{ a = [inf] }}", "trigger[0].payload", "JSON cannot hold"),
         (f'{SCHEDULE}payload = "{"x" * 8200}"', "trigger[0].payload", "more than the 8 KiB"),
+        (f'{SCHEDULE}payload = "{"x" * 99}"\n[limits]\npayload = "100B"', "trigger[0].payload", "more than the 100 B of limits.payload"),
         (f'{SCHEDULE}payload = "{"x" * 5000}"\n{SCHEDULE}payload = "{"x" * 5000}"', "trigger[1].payload", "all schedules of a function"),
     ],
 )
