@@ -19,6 +19,7 @@ from faas.bus.schedules import due_of, event_head, is_due
 from faas.identity import invocation_id, random_invocation_id
 from faas.invocation import Invocation
 from faas.model import Control, Due, Event, EventInvalid, FunctionVersion
+from faas.security.tenants import Tenants
 
 log = structlog.get_logger()
 
@@ -28,7 +29,7 @@ SYNCHRONOUS_WAIT_S = 60.0
 _MISTAKES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
-def of_delivery(delivery: Delivery, function: FunctionVersion, *, now: float) -> Invocation | EventInvalid:
+def of_delivery(delivery: Delivery, function: FunctionVersion, *, now: float, tenants: Tenants) -> Invocation | EventInvalid:
     """The invocation that a stored event is for this function. `now` is seconds since the epoch, by the clock that stamped the event."""
     due, headers = None, delivery.headers
     event_id, source = f"{delivery.sequence}.{delivery.stored_at_ns}", delivery.stream
@@ -43,7 +44,7 @@ def of_delivery(delivery: Delivery, function: FunctionVersion, *, now: float) ->
     event, control = decoded
     spec = function.spec
     if due is not None:
-        return _speaking_for_itself(_due_invocation(due, function, event, control=control, now=now))
+        return _bounded(_due_invocation(due, function, event, control=control, now=now), tenants)
     invocation = _invocation(
         invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id),
         function,
@@ -55,7 +56,7 @@ def of_delivery(delivery: Delivery, function: FunctionVersion, *, now: float) ->
         first=delivery.num_delivered == 1,
     )
     invocation.stored = True
-    return _speaking_for_itself(invocation)
+    return _bounded(invocation, tenants)
 
 
 def _due_invocation(due: Due, function: FunctionVersion, event: Event, *, control: Control, now: float) -> Invocation:
@@ -76,7 +77,7 @@ def _due_invocation(due: Due, function: FunctionVersion, event: Event, *, contro
     return invocation
 
 
-def of_message(message: Message, function: FunctionVersion, *, answered: bool, now: float) -> Invocation | EventInvalid:
+def of_message(message: Message, function: FunctionVersion, *, answered: bool, now: float, tenants: Tenants) -> Invocation | EventInvalid:
     """The invocation of an event that nothing stores; `answered` says that somebody waits for its end."""
     random_id = random_invocation_id()
     decoded = _decoded(message, message.headers, source="", event_id=random_id)
@@ -86,14 +87,19 @@ def of_message(message: Message, function: FunctionVersion, *, answered: bool, n
     patience_s: float = function.spec.limits.queue_timeout_s
     if answered and control.deadline_at is None:
         patience_s = min(patience_s, SYNCHRONOUS_WAIT_S)
-    return _speaking_for_itself(_invocation(random_id, function, event, control=control, now=now, age_s=0.0, patience_s=patience_s))
+    return _bounded(_invocation(random_id, function, event, control=control, now=now, age_s=0.0, patience_s=patience_s), tenants)
 
 
-def _speaking_for_itself(invocation: Invocation) -> Invocation | EventInvalid:
-    """The invocation, unless its items would be heard as those of another."""
-    spec, chunk_to = invocation.function.spec, invocation.control.chunk_to
-    if chunk_to.startswith(subjects.CHUNKS) and chunk_to != subjects.chunk(spec.tenant, spec.name, invocation.id):
-        return EventInvalid(f"Faas-Chunk-To {chunk_to[:80]!r} belongs to another invocation than {invocation.id}")
+def _bounded(invocation: Invocation, tenants: Tenants) -> Invocation | EventInvalid:
+    """The invocation, unless what it says would go where its function's tenant may not publish, or be heard as another's: a stranger may have sent it."""
+    spec, control = invocation.function.spec, invocation.control
+    if control.chunk_to.startswith(subjects.CHUNKS):
+        if control.chunk_to != subjects.chunk(spec.tenant, spec.name, invocation.id):
+            return EventInvalid(f"Faas-Chunk-To {control.chunk_to[:80]!r} belongs to another invocation than {invocation.id}")
+    elif control.chunk_to and (problem := tenants.not_answered(spec.tenant, control.chunk_to)):
+        return EventInvalid(f"Faas-Chunk-To {control.chunk_to[:80]!r}: {problem}")
+    if control.reply_to and (problem := tenants.not_answered(spec.tenant, control.reply_to)):
+        return EventInvalid(f"Faas-Reply-To {control.reply_to[:80]!r}: {problem}")
     return invocation
 
 

@@ -66,6 +66,7 @@ from faas.registry.nodes import Nodes, NodeSeen
 from faas.registry.spec import Reading, read_functions
 from faas.rollout import Place, Rollout
 from faas.security.secrets import Secrets
+from faas.security.tenants import Tenants
 from faas.security.tokens import Tokens
 from faas.statefolder import NodeInfo, node_file, state_folder
 from faas.tally import Tally
@@ -245,6 +246,7 @@ class _Node:
             profiles=profiles,
             folder=folder,
             mounts=config.mounts,
+            tenants=Tenants(config.tenants),
             copies=config.state / "mounts",
             store_bytes=store_bytes,
             eager=eager,
@@ -344,7 +346,7 @@ def _attempts(config: Config, large: LargeBodies, *, pool: WorkerPool, speech: S
     prices = config.prices
     table = PriceTable(version=prices.version, cpu_hour=prices.cpu_hour, gib_hour=prices.gib_hour, gpu_hour=prices.gpu_hour)
     billing = Billing(table, node=config.node, bill_loading=prices.bill_loading)
-    return Attempts(pool, billing, speech, tally=Tally(), large=large)
+    return Attempts(pool, billing, speech, tally=Tally(), large=large, tenants=Tenants(config.tenants))
 
 
 def _dispatcher(
@@ -365,7 +367,7 @@ def _read_folder(config: Config, profiles: dict[str, RuntimeProfile]) -> Reading
     if config.nats and not config.functions.exists():
         log.info("folder.absent", functions=str(config.functions), serves="what the registry of the bus says")
         return None
-    reading = read_functions(config.functions, profiles, mounts=config.mounts)
+    reading = read_functions(config.functions, profiles, mounts=config.mounts, tenants=Tenants(config.tenants))
     for hint in reading.hints:
         log.warning("function.skipped", hint=hint)
     for report in reading.invalid:

@@ -119,7 +119,7 @@ class Cancelling:
 
     async def _say(self, subject: str, body: bytes) -> None:
         try:
-            await self._bus.publish(subject, body)
+            await self._bus.answer(subject, body)
         except FaasError as error:
             log.warning("cancel.not_answered", error=str(error))
 

@@ -30,7 +30,8 @@ from faas.errors import BusUnavailable, StoreRefused
 from faas.identity import invocation_id
 from faas.invocation import Invocation
 from faas.model import Due, Ended, EventInvalid, FunctionVersion, Outcome, Phases
-from faas.pool.attempt import Attempt, Attempts, trace_of
+from faas.pool.attempt import Attempt, Attempts
+from faas.pool.hearing import trace_of
 from faas.pool.lease import Draining
 from faas.scheduling import retry
 from faas.tally import Tally
@@ -71,9 +72,8 @@ class Dispatcher:
         usage: UsageRecords,
         captured: dict[str, str],
     ) -> None:
-        self._attempts = attempts
-        self._letters, self._schedules = letters, schedules
-        self._speech = speech
+        self._attempts, self.tenants = attempts, attempts.tenants
+        self._letters, self._schedules, self._speech = letters, schedules, speech
         self._outcomes = outcomes
         self._usage = usage
         self._captured = captured  # [output] subject -> the stream that captures it
@@ -85,7 +85,7 @@ class Dispatcher:
 
     async def handle(self, delivery: Delivery, function: FunctionVersion, on_leased: Callable[[], None]) -> None:
         """Take one stored event to its one stored outcome. The acknowledgement is last: until then a crash means redelivery."""
-        invocation = admission.of_delivery(delivery, function, now=self.now())
+        invocation = admission.of_delivery(delivery, function, now=self.now(), tenants=self.tenants)
         if isinstance(invocation, EventInvalid):
             await self._refuse(delivery, function, invocation)
             return
@@ -252,7 +252,7 @@ class Dispatcher:
 
         Returns the reason of its end, "" for a success.
         """
-        invocation = admission.of_message(message, function, answered=bool(reply_to), now=self.now())
+        invocation = admission.of_message(message, function, answered=bool(reply_to), now=self.now(), tenants=self.tenants)
         if isinstance(invocation, EventInvalid):
             refused = Attempt(Ended(reason="event_invalid", detail=invocation.detail), Phases())
             return await self._reply(reply_to, admission.without_event(function), refused)

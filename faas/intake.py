@@ -209,8 +209,11 @@ class Intake:
         if not message.reply:
             self._take(inlet, message)  # a publish: nobody waits for it
             return
+        if refused := self._dispatcher.tenants.not_answered(inlet.function.spec.tenant, message.reply):
+            log.warning("request.refused", function=inlet.function.spec.name, reply=message.reply[:200], why=refused)
+            return
         if inlet.answering >= ANSWERS_WAITING:
-            self._start(self._bus.publish(message.reply, b"", head=_UNAVAILABLE))
+            self._start(self._bus.answer(message.reply, b"", head=_UNAVAILABLE))
             return
         inlet.answering += 1
         self._start(self._answer(inlet, message, message.reply))
@@ -237,14 +240,14 @@ class Intake:
             if inlet.endpoint is not None and reply_to:
                 inlet.endpoint.finished(time.monotonic_ns() - began_ns, failure)
             if unanswered and reply_to:
-                await self._bus.publish(reply_to, b"", head=unanswered)
+                await self._bus.answer(reply_to, b"", head=unanswered)
 
     # ------------------------------------------------------------ tasks
 
     def say(self, subject: str, body: bytes) -> None:
         """Answer a question about this node."""
         if subject:
-            self._start(self._bus.publish(subject, body))
+            self._start(self._bus.answer(subject, body))
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = self._group.create_task(_bounded(work))

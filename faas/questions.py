@@ -77,7 +77,7 @@ class Questions:
             else:
                 async with self._turns:
                     answer = msgspec.json.encode(await self.told(message.data))
-            await self._bus.publish(message.reply, answer)
+            await self._bus.answer(message.reply, answer)
         except FaasError as error:
             log.warning("question.not_answered", subject=message.subject, error=str(error))
         except Exception:  # whoever asks may not end the node

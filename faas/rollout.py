@@ -33,6 +33,7 @@ from faas.registry.packing import unpack
 from faas.registry.registry import Change, Key, Registration, Registry, Revision
 from faas.registry.reports import report_of, unserved, with_error
 from faas.registry.spec import Reading
+from faas.security.tenants import Tenants
 from faas.triggers import Trigger
 
 log = structlog.get_logger()
@@ -60,6 +61,7 @@ class Place:
     profiles: Mapping[str, RuntimeProfile]
     folder: Reading | None
     mounts: Sequence[str]  # folders of this machine that functions may mount
+    tenants: Tenants
     copies: Path  # where copies of functions' own mounts lie
     store_bytes: int | None
     eager: bool
@@ -282,7 +284,7 @@ class Rollout:
             else:
                 data = await self._registry.bundle(registration.current)
                 standing.seen = await asyncio.to_thread(unpack, data, registration.version, place.profiles, mounts=place.mounts)
-            standing.problem = self._missing_mount(standing.seen)
+            standing.problem = self._missing_mount(standing.seen) or place.tenants.refusal(standing.seen)
         except BusUnavailable:
             raise
         except FaasError as error:

@@ -27,6 +27,9 @@ SCHEDULE_PREFIX = "faas.schedule."
 SUBJECT_LIMIT = 255
 """Characters of a trigger's subject: a server takes 4,096 bytes in one protocol line, which holds more than the subject."""
 
+REPLY_LIMIT = 1000
+"""Characters of a subject for answers."""
+
 
 def invoke(tenant: str, function: str) -> str:
     return f"faas.invoke.{tenant}.{function}"
@@ -116,6 +119,26 @@ def problem_with(subject: str) -> str | None:
     if tokens[0] == "faas" or tokens[0].startswith("$") or tokens[0].startswith("_INBOX"):
         return "subjects that begin with faas, $ or _INBOX belong to the runtime and to NATS"
     return None
+
+
+def node_inbox(node: str) -> str:
+    """What the inboxes of a node begin with; no tenant and no key has a name like it."""
+    return f"_INBOX_faas_node.{node}"
+
+
+def problem_with_reply(subject: str) -> str:
+    """Why no answer may go here, whoever named it, or "": a node may publish where its callers may not, and lends that to nobody."""
+    tokens = subject.split(".")
+    if len(subject) > REPLY_LIMIT or not subject.isprintable() or any(ch in subject for ch in "*> ") or not all(tokens):
+        return "it is no subject that may be published to"
+    if tokens[0] == "faas" or subject.startswith("$"):
+        return "subjects that begin with faas or $ belong to the runtime and to NATS"
+    return ""
+
+
+def is_inbox(subject: str) -> bool:
+    """Whether it is one of the subjects that clients make up for answers: _INBOX, or that and who they are."""
+    return subject.startswith("_INBOX")
 
 
 def contains(wide: str, narrow: str) -> bool:

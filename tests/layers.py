@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 HEIGHTS = {
-    0: "errors model objects invocation runs tally subjects strict triggers cron concurrency units identity envelope processes version worker",
+    0: "errors model objects invocation runs tally subjects strict triggers cron concurrency units identity envelope seeds processes version worker",
     1: "config statefolder telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
     3: "pool accounting timetable admission unended client",
@@ -24,7 +24,14 @@ HEIGHTS = {
     6: "cli testing __main__",
 }
 HEIGHT = {part: height for height, parts in HEIGHTS.items() for part in parts.split()}
-SAME_HEIGHT = {("registry", "bus"), ("security", "bus"), ("intake", "dispatcher"), ("rollout", "intake"), ("__main__", "cli")}
+SAME_HEIGHT = {
+    ("registry", "bus"),
+    ("registry", "security"),
+    ("security", "bus"),
+    ("intake", "dispatcher"),
+    ("rollout", "intake"),
+    ("__main__", "cli"),
+}
 """Who may import whom at its own height; of height 0 everything but `worker` may import its neighbours."""
 
 HOMES = {
@@ -36,6 +43,7 @@ HOMES = {
     "rich": ("cli/",),
     "docker": ("pool/docker.py", "environments/image.py"),
     "watchfiles": ("registry/watch.py",),
+    "nkeys": ("seeds.py",),
     "uv": ("environments/",),
     "packaging": ("environments/probe.py",),  # that of the interpreter that is asked, or pip's copy of it
     "pip": ("environments/probe.py",),
@@ -55,7 +63,6 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "m
 
 POLLING_ALLOWED = {
     "accounting/records.py:UsageRecords._store": "back-off between two tries while the bus refuses; nothing announces its return",
-    "bus/connection.py:Bus._watch": "watchdog: nats-py tells nobody that its read loop has died",
     "bus/clock.py:ClockWatch._run": "nothing announces that a clock was set",
     "bus/disk.py:DiskWatch._run": "nothing announces that a disk fills up, or that it has space again",
     "bus/keeper.py:StreamKeeper._run": "back-off between two tries to declare; what makes it try is awaited",
@@ -76,7 +83,7 @@ BROAD_ALLOWED = {
     "questions.py:Questions._answer": "anybody may ask: whatever a question breaks ends no node",
     "bus/connection.py:Subscription._receive": "total: an exception here would end the reading of its subject for ever",
     "bus/connection.py:Bus._announce": "total, as nats-py's callbacks must be",
-    "bus/connection.py:_give_up": "gives up a client that is broken already; what it says about it changes nothing",
+    "bus/client.py:give_up": "gives up a client that is broken already; what it says about it changes nothing",
     "gateway/server.py:Gateway._handle": "the request boundary: what is wrong with one request ends no other",
     "environments/probe.py:_broken": "code of others: whatever its import raises is what was asked for",
     "cli/findings.py:examine.run": "a probe that breaks is a finding: the doctor is asked when things are broken",

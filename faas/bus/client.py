@@ -8,7 +8,8 @@ loop, which a warm call waits for (bench/dispatch.py), and a task for every subs
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
@@ -18,7 +19,11 @@ from faas.bus.messages import HEAD_LINE, Message, inline_status
 SOON_BYTES = 64 * 1024
 """A publish above this waits for the socket to take it, so that many large ones do not pile up in memory."""
 
+UNSENT_BYTES = 16 * 2**20
+"""What is kept while the connection is away; beyond, a publish is refused."""
+
 Receive = Callable[[Message], None]
+Hear = Callable[[str, str], None]
 
 
 class DirectClient(Client):
@@ -29,6 +34,35 @@ class DirectClient(Client):
         self._receivers: dict[int, Receive] = {}
         self._loop = asyncio.get_running_loop()
         self._write_due = False
+
+    async def reach(self, url: str, *, name: str, inbox: str, seed: str, hear: Hear) -> None:
+        """Connect, and go on trying once connected. `hear` is told what becomes of it: error, disconnected, reconnected, closed."""
+
+        async def error(error: Exception) -> None:
+            hear("error", str(error) or type(error).__name__)
+
+        def on(what: str) -> Callable[[], Awaitable[None]]:
+            async def tell() -> None:
+                hear(what, "")
+
+            return tell
+
+        await self.connect(
+            url.split(","),
+            name=name,
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # annotated int, used as a float
+            ping_interval=5,
+            max_outstanding_pings=2,
+            pending_size=UNSENT_BYTES,
+            inbox_prefix=inbox.encode(),
+            nkeys_seed_str=seed or None,
+            error_cb=error,
+            disconnected_cb=on("disconnected"),
+            reconnected_cb=on("reconnected"),
+            closed_cb=on("closed"),
+        )
 
     async def receive(self, subject: str, queue: str, receive: Receive) -> Subscription:
         """Subscribe; whatever comes goes to `receive`."""
@@ -92,3 +126,10 @@ class DirectClient(Client):
             self._transport.writelines(self._pending)
             self._pending = []
             self._pending_data_size = 0
+
+
+async def give_up(client: Client, *, within_s: float = 1.0) -> None:
+    """Close a client; what it says about it changes nothing, and a frozen peer may not hold it up."""
+    with suppress(Exception):
+        async with asyncio.timeout(within_s):
+            await client.close()

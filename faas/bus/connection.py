@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import nats
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.subscription import Subscription as ClientSubscription
 
-from faas.bus.client import DirectClient
+from faas.bus.client import UNSENT_BYTES, DirectClient, give_up
 from faas.bus.messages import (
     WRONG_LAST_SEQUENCE,
     Answer,
@@ -36,7 +38,9 @@ from faas.bus.messages import (
     decode_head,
     encode_head,
 )
-from faas.errors import AlreadyStored, BusUnavailable, MessageTooLarge, StoreRefused, SubjectInvalid
+from faas.errors import AlreadyStored, BusUnavailable, FaasError, MessageTooLarge, StoreRefused, SubjectInvalid
+from faas.seeds import read_seed
+from faas.subjects import node_inbox, problem_with_reply
 from faas.telemetry import without_token
 
 __all__ = ["ApiError", "Bus", "Callback", "Message", "NoStream", "Stored", "StoredMessage", "Subscription", "encode_head"]
@@ -51,8 +55,6 @@ PAYLOAD_SLACK_BYTES = 4096
 """Kept free below the server's max_payload: a publish above that is answered by cutting the connection, for good."""
 LINE_LIMIT_BYTES = 3800
 """Of subject and reply together: the server cuts the connection at a protocol line of 4,096."""
-UNSENT_BYTES = 16 * 2**20
-"""What is kept while the connection is away; beyond, a publish is refused."""
 NO_RESPONDERS = 503
 GET_S, GET_TIMES = 2.0, 4
 
@@ -102,9 +104,9 @@ class Subscription:
 class Bus:
     """The node's connection. `open` it; every method raises BusUnavailable where the bus does not take or answer in time."""
 
-    def __init__(self, url: str, node: str) -> None:
-        self._url = url
-        self._inbox = f"_INBOX_{node}.{secrets.token_hex(8)}"  # of this connection alone: two nodes may be given one name
+    def __init__(self, url: str, node: str, *, nkey: Path | None = None, inbox: str = "") -> None:
+        self._url, self._nkey = url, nkey
+        self._inbox = f"{inbox or node_inbox(node)}.{secrets.token_hex(8)}"  # of this connection alone: two nodes may be given one name
         self._name = f"faas {node}"
         self._client: DirectClient | None = None
         self._subscriptions: list[Subscription] = []
@@ -113,15 +115,19 @@ class Bus:
         self._loop = asyncio.get_running_loop()
         self._connected_monotonic = 0.0
         self.silent = False  # a fence was not answered in time: a shutdown of many subscriptions waits once, not for each
-        self._last_error = ""
+        self._last_error, self._refused = "", False
+        self._ended = asyncio.Event()  # the client is of no more use, and says so
         self.now: Callable[[], float] = time.time  # seconds since the epoch; by the bus's clock where that is asked (bus/clock.py)
         self.on_reconnect: list[Callable[[], object]] = []
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, *, node: str) -> AsyncIterator[Bus]:
-        """Connect, and keep the connection alive until the block is left. Raises BusUnavailable where nobody answers at first."""
-        bus = cls(url, node)
+    async def open(cls, url: str, *, node: str, nkey: Path | None = None, inbox: str = "") -> AsyncIterator[Bus]:
+        """Connect, and keep the connection alive until the block is left. Raises BusUnavailable where nobody answers at first.
+
+        `nkey` is a file with a seed; `inbox` is what its inboxes begin with, where that is not a node's. Raises ConfigInvalid without the file.
+        """
+        bus = cls(url, node, nkey=nkey, inbox=inbox)
         await bus._connect()
         try:
             await bus.subscribe(f"{bus._inbox}.r.*", bus._resolve)
@@ -137,50 +143,36 @@ class Bus:
     # ------------------------------------------------------------ the client underneath
 
     async def _connect(self) -> None:
-        async def on_error(error: Exception) -> None:
-            said = str(error) or type(error).__name__
-            if said != self._last_error:  # while it tries again, four times a second
-                log.warning("bus.error", error=said)
-            self._last_error = said
-
-        async def on_disconnect() -> None:
-            log.warning("bus.disconnected")
-
-        async def on_reconnect() -> None:
-            log.info("bus.reconnected")
-            self._last_error = ""
-            self._announce()
-
-        async def on_closed() -> None:
-            log.info("bus.closed")
-
         client = DirectClient()
+        seed = read_seed(self._nkey) if self._nkey is not None else ""  # anew each time: it may be another by now
         try:
             async with asyncio.timeout(CONNECT_S):
-                await client.connect(
-                    self._url.split(","),
-                    name=self._name,
-                    allow_reconnect=True,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.25,  # type: ignore[arg-type]  # annotated int, used as a float
-                    ping_interval=5,
-                    max_outstanding_pings=2,
-                    pending_size=UNSENT_BYTES,
-                    inbox_prefix=self._inbox.encode(),
-                    error_cb=on_error,
-                    disconnected_cb=on_disconnect,
-                    reconnected_cb=on_reconnect,
-                    closed_cb=on_closed,
-                )
+                await client.reach(self._url, name=self._name, inbox=self._inbox, seed=seed, hear=partial(self._hear, client))
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
-            await _give_up(client)
+            await give_up(client)
             said = str(error) or self._last_error or type(error).__name__
             raise BusUnavailable(f"no NATS at {without_token(self._url)}: {said.removeprefix('nats: ')}") from error
         self._client = client
-        self._last_error = ""
+        self._last_error, self._refused = "", False
         self._connected_monotonic = time.monotonic()
         for subscription in list(self._subscriptions):
             await subscription._attach(client)
+
+    def _hear(self, client: DirectClient, what: str, said: str) -> None:
+        """What the client says of its connection; one that is refused or closed is replaced at once, the key may be another by now."""
+        if what == "error":
+            if said != self._last_error:  # while it tries again, four times a second
+                log.warning("bus.error", error=said)
+            self._last_error = said
+            self._refused = self._refused or (client is self._client and "authorization violation" in said.lower())
+        elif what == "reconnected":
+            log.info("bus.reconnected")
+            self._last_error = ""
+            self._announce()
+        else:
+            log.log(logging.INFO if what == "closed" else logging.WARNING, f"bus.{what}")
+        if client is self._client and (what == "closed" or self._refused):
+            self._ended.set()
 
     def _announce(self) -> None:
         for callback in list(self.on_reconnect):
@@ -192,16 +184,19 @@ class Bus:
     async def _watch(self) -> None:
         """Rebuild a client that has closed for good, or is dead although it calls itself connected or reconnecting."""
         while True:
-            await asyncio.sleep(WATCHDOG_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCHDOG_S):
+                    await self._ended.wait()
+            self._ended.clear()
             reason = self._dead(time.monotonic())
             if not reason:
                 continue
             log.error("bus.rebuilt", reason=reason)
             if self._client is not None:
-                await _give_up(self._client)
+                await give_up(self._client)
             try:
                 await self._connect()
-            except BusUnavailable as error:
+            except FaasError as error:
                 log.warning("bus.unavailable", error=str(error))
             else:
                 self._announce()
@@ -218,11 +213,13 @@ class Bus:
         reconnecting = client._reconnection_task
         if client.is_reconnecting and reconnecting is not None and reconnecting.done():
             return "the client had given up reconnecting"
+        if client.is_reconnecting and self._refused:
+            return "the bus refused its key"
         return "no connection for long" if now_monotonic - self._connected_monotonic > AWAY_S else ""
 
     async def _close(self) -> None:
         if self._client is not None:
-            await _give_up(self._client, within_s=2.0)
+            await give_up(self._client, within_s=2.0)
         for waiting in self._replies.values():
             if not waiting.done():
                 waiting.set_exception(BusUnavailable("the connection was closed"))
@@ -246,6 +243,13 @@ class Bus:
             await client.send(subject, body, head=head, reply=reply)
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"{subject}: {error}") from error
+
+    async def answer(self, reply: str, body: bytes, *, head: bytes = b"") -> None:
+        """Send an answer where whoever asked wants it; no asker makes a node publish to the runtime's own subjects, or to those of NATS."""
+        if problem := problem_with_reply(reply):
+            log.warning("bus.not_answered", reply=reply[:200], problem=problem)
+            return
+        await self.publish(reply, body, head=head)
 
     def publish_soon(self, subject: str, body: bytes, *, reply: str = "") -> None:
         """The same for a small message without a head, at once: what is said thousands of times a second needs no task of its own."""
@@ -387,10 +391,3 @@ class Bus:
 def _expire(reply: asyncio.Future[Message], subject: str, timeout_s: float) -> None:
     if not reply.done():
         reply.set_exception(BusUnavailable(f"{subject}: no answer within {timeout_s:g} s"))
-
-
-async def _give_up(client: Client, *, within_s: float = 1.0) -> None:
-    """Close a client; what it says about it changes nothing, and a frozen peer may not hold it up."""
-    with suppress(Exception):
-        async with asyncio.timeout(within_s):
-            await client.close()

@@ -246,11 +246,11 @@ class Outcomes:
                     ("Nats-Service-Error", f"{outcome.ended.reason}: {_one_line(outcome.ended.detail)}"),
                 ]
             )
-        await self._bus.publish(subject, body, head=head)
+        await self._bus.answer(subject, body, head=head)
 
     async def forward(self, subject: str, outcome: StoredOutcome) -> None:
         """Send a stored outcome to a `Faas-Reply-To` as well."""
-        await self._bus.publish(subject, outcome.body, head=outcome.head)
+        await self._bus.answer(subject, outcome.body, head=outcome.head)
 
     async def emit(self, subject: str, outcome: Outcome, *, stored: bool) -> None:
         """Publish a succeeded result as an event on its function's `[output]`; awaited where a stream captures the subject."""

@@ -132,7 +132,7 @@ class Service:
 
     async def _send(self, reply: str, body: bytes) -> None:
         try:
-            await self._bus.publish(reply, body)
+            await self._bus.answer(reply, body)
         except FaasError as error:
             log.warning("service.not_answered", error=str(error))
 

@@ -53,7 +53,7 @@ def deploy(
             raise ConfigInvalid(f"no folder {folder}; type faas deploy FOLDER [NAME...]")
         path, names = DEFAULT_FOLDER, (folder, *names)
     settings = load_file(config if config.exists() else None, os.environ)
-    functions, errors = _read(path, names, runtimes, mounts=settings.node.mounts)
+    functions, errors = _read(path, names, runtimes, settings=settings)
     done = asyncio.run(_deploy(functions, where, settings))
     if json:
         print_json([
@@ -81,19 +81,20 @@ def _next_fires(spec: FunctionSpec) -> Iterator[str]:
             yield f"  {trigger.schedule}: next at {', '.join(map(schedule.local, schedule.times(time.time(), NEXT_SHOWN)))}"
 
 
-def _read(folder: Path, names: Sequence[str], runtimes: Path | None, *, mounts: Sequence[str]) -> tuple[list[FunctionVersion], list[str]]:
+def _read(folder: Path, names: Sequence[str], runtimes: Path | None, *, settings: FileConfig) -> tuple[list[FunctionVersion], list[str]]:
     """The functions that are meant, and what is wrong with others of them. Raises ConfigInvalid where a name is none, or nothing is meant."""
     from faas.cli.node import runtimes_folder
     from faas.environments.dependencies import problem_of
     from faas.environments.profile import load_profiles
     from faas.errors import EnvironmentFailed
     from faas.registry.spec import read_functions
+    from faas.security.tenants import Tenants
 
     if not folder.is_dir():
         given = f" and no function {names[0]} in it" if names else ""
         raise ConfigInvalid(f"no folder {folder}{given}; type faas deploy FOLDER [NAME...]")
     profiles, _ = load_profiles(runtimes_folder(runtimes))
-    reading = read_functions(folder, profiles, mounts=mounts)
+    reading = read_functions(folder, profiles, mounts=settings.node.mounts, tenants=Tenants(settings.tenant))
     known = {function.spec.name for function in reading.functions} | {report.name for report in reading.invalid}
     for name in names:
         if name not in known:

@@ -20,6 +20,7 @@ from faas.units import format_duration, format_size
 if TYPE_CHECKING:
     from faas.accounting.advice import Advice, Measured
     from faas.client import Client
+    from faas.config import FileConfig
     from faas.model import FunctionSpec, FunctionVersion, RuntimeProfile, UsageRecord
 
 MESSAGES = 500
@@ -46,7 +47,7 @@ def doctor(
     functions = folders.functions or Path("functions")
     profiles, broken = load_profiles(runtimes_folder(folders.runtimes))
     if function is not None:
-        source = _source(functions, profiles, mounts=_mounts(config), key=(tenant, function))
+        source = _source(functions, profiles, mounts=_settings(config).node.mounts, key=(tenant, function))
         diagnosis = asyncio.run(_diagnose(where, tenant, function, source=source, profiles=profiles))
         if json:
             print_json(msgspec.to_builtins(diagnosis))
@@ -56,7 +57,7 @@ def doctor(
     probes: dict[str, Probe] = {
         "config": lambda: project.config(config),
         "profiles": lambda: project.profiles(profiles, broken),
-        "functions": lambda: project.functions(functions, profiles, _mounts(config)),
+        "functions": lambda: project.functions(functions, profiles, _settings(config)),
         "secrets": lambda: confidential.secrets(config, functions, profiles),
         "webhooks": lambda: webhooks(config, functions, profiles),
     }
@@ -86,15 +87,15 @@ def _machine(where: Where, profiles: Mapping[str, RuntimeProfile]) -> dict[str, 
     }
 
 
-def _mounts(config: Path) -> tuple[str, ...]:
-    """Folders of this machine that functions may mount; none where the file says nothing that can be read."""
-    from faas.config import load_file
+def _settings(config: Path) -> FileConfig:
+    """What says which folders functions may mount, and which tenants there are; the defaults where the file cannot be read."""
+    from faas.config import FileConfig, load_file
     from faas.errors import ConfigInvalid
 
     try:
-        return tuple(load_file(config if config.exists() else None, os.environ).node.mounts)
+        return load_file(config if config.exists() else None, os.environ)
     except ConfigInvalid:
-        return ()
+        return FileConfig()
 
 
 def _print_findings(findings: list[Finding]) -> None:

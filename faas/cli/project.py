@@ -10,14 +10,18 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from faas.cli.findings import Finding, ok, problem, warning
 from faas.cli.machine import clock, existing
 from faas.errors import ConfigInvalid, EnvironmentFailed, FaasError, SpecInvalid
 from faas.model import RuntimeProfile
 from faas.units import format_size
+
+if TYPE_CHECKING:
+    from faas.config import FileConfig
 
 OLDEST_PYTHON = (3, 11)
 HTTP_S = 3.0
@@ -76,16 +80,17 @@ def config(file: Path) -> Iterable[Finding]:
     return [ok("config", f"{file}" if present else f"no {file}: the defaults hold")]
 
 
-def functions(folder: Path, found: Mapping[str, RuntimeProfile], mounts: Sequence[str]) -> Iterator[Finding]:
+def functions(folder: Path, found: Mapping[str, RuntimeProfile], settings: FileConfig) -> Iterator[Finding]:
     """Every function that cannot be served, and every lock of one that no longer matches."""
     from faas.environments.dependencies import problem_of
     from faas.registry.spec import read_functions
+    from faas.security.tenants import Tenants
 
     if not folder.exists():
         yield warning("functions", f"no folder {folder}", "faas new hello")
         return
     try:
-        versions, invalid, hints = read_functions(folder, found, mounts=mounts)
+        versions, invalid, hints = read_functions(folder, found, mounts=settings.node.mounts, tenants=Tenants(settings.tenant))
     except SpecInvalid as error:
         yield problem("functions", str(error), "faas up --functions DIR")
         return

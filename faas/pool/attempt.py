@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 import time
 
-from faas import subjects
-from faas.bus.speech import Item, Published, Speech, Voice, event_of
+from faas.bus.speech import Speech
 from faas.errors import ColdStartFailed, EnvironmentFailed, ProtocolError, SecretMissing, WorkerLost
 from faas.invocation import Invocation
 from faas.model import Ended, Event, Phases
+from faas.pool.hearing import Hearing
 from faas.pool.large import LargeBodies
 from faas.pool.lease import Draining, Lease
 from faas.pool.metering import Attempted, Billing, Meter
 from faas.pool.output import Speaker
 from faas.pool.pool import WorkerPool
 from faas.pool.worker import OnSaid, Worker
+from faas.security.tenants import Tenants
 from faas.tally import Tally
 from faas.units import format_duration, format_size
 from faas.worker import wire
-from faas.worker.trace import span_of
 
 COLD_STARTS = 3
 """No function ran where a worker did not start, so it is tried again at once: a zygote may have been killed for another's memory."""
@@ -71,9 +71,9 @@ class Attempt:
 class Attempts:
     """Runs attempts on the pool's workers."""
 
-    def __init__(self, pool: WorkerPool, billing: Billing, speech: Speech, *, tally: Tally, large: LargeBodies) -> None:
+    def __init__(self, pool: WorkerPool, billing: Billing, speech: Speech, *, tally: Tally, large: LargeBodies, tenants: Tenants) -> None:
         self._pool, self._billing, self._speech, self._large = pool, billing, speech, large
-        self.tally = tally
+        self.tally, self.tenants = tally, tenants
 
     async def run(self, invocation: Invocation) -> Attempt:
         """One attempt, from its place in the queue to its end. Raises Draining where the node stops before it started."""
@@ -217,7 +217,7 @@ class Attempts:
 
     async def _execute(self, lease: Lease, invocation: Invocation, meter: Meter) -> Ended:
         """Run `handle` once, and wait until all that it says is on the bus."""
-        hearing = _Hearing(self._speech, lease.worker, invocation=invocation, meter=meter)
+        hearing = Hearing(self._speech, lease.worker, invocation=invocation, meter=meter, tenants=self.tenants)
         try:
             return await hearing.end(await self._run(lease, invocation, meter, on_said=hearing.hear))
         finally:
@@ -276,72 +276,6 @@ class _Stop:
         self._invocation.on_cancel = None
         for timer in self._timers:
             timer.cancel()
-
-
-class _Hearing:
-    """What one attempt says while it runs, and where that goes. Nothing is made for an attempt that says nothing."""
-
-    def __init__(self, speech: Speech, worker: Worker, *, invocation: Invocation, meter: Meter) -> None:
-        self._speech, self._worker, self._invocation, self._meter = speech, worker, invocation, meter
-        self._voice: Voice | None = None
-        self._refused = ""
-        invocation.items = 0
-
-    def hear(self, said: wire.Chunk | wire.Emit | wire.Metered) -> None:
-        """One word of the worker."""
-        if isinstance(said, wire.Metered):
-            self._meter.meters = said.meters
-            return
-        invocation = self._invocation
-        chunk_to = invocation.control.chunk_to
-        if self._voice is None:
-            self._voice = self._speech.voice(
-                chunk_to=chunk_to, attempt=invocation.attempts + 1, pause=self._worker.pause, resume=self._worker.resume
-            )
-        if isinstance(said, wire.Emit):
-            problem = subjects.problem_with(said.subject) or ("it has a wildcard" if set("*>") & set(said.subject) else None)
-            if not said.id.startswith(f"{invocation.id}."):
-                problem = "its id is that of another invocation"  # the bus would drop the other's event for a repetition
-            if problem is not None:  # `ctx.publish` refuses it too; who writes frames of his own is refused here
-                self._refused = f"ctx.publish to {said.subject[:80]!r}: {problem}"
-            else:
-                self._voice.say(_event(invocation, said))
-        elif chunk_to:
-            invocation.items += 1
-            self._voice.say(Item(said.data, said.content_type))
-
-    async def end(self, ended: Ended) -> Ended:
-        """The end of the attempt, once all that it said is on the bus; a success that could not publish is none."""
-        if self._voice is None:
-            return ended
-        await self._voice.finish()
-        failure = self._refused or self._voice.failure
-        return Ended(reason="error", detail=failure) if failure and not ended.reason else ended
-
-    def close(self) -> None:
-        """Where it was cancelled before its end, because another node has the event by now, nothing more of it is said."""
-        if self._voice is not None:
-            self._voice.drop()
-
-
-def _event(invocation: Invocation, said: wire.Emit) -> Published:
-    spec = invocation.function.spec
-    return event_of(
-        said.subject,
-        said.data,
-        id=said.id,
-        source=f"/faas/{spec.tenant}/{spec.name}",
-        content_type=said.content_type,
-        depth=invocation.control.depth + 1,
-        trace=trace_of(invocation),
-    )
-
-
-def trace_of(invocation: Invocation) -> tuple[str, str]:
-    """(traceparent, tracestate) of the attempt that runs: what it publishes is caused by it."""
-    extensions = invocation.event.extensions
-    traceparent = span_of(extensions.get("traceparent", ""), invocation.id, invocation.attempts + 1)
-    return traceparent, extensions.get("tracestate", "") if "traceparent" in extensions else ""
 
 
 def refusal_of(invocation: Invocation) -> Ended | None:

@@ -14,6 +14,7 @@ from faas import subjects
 from faas.config import problem_with_secret
 from faas.cron import cron
 from faas.model import NAME_PATTERN, FunctionSpec, RuntimeProfile
+from faas.security.tenants import Tenants
 from faas.strict import KeyInvalid
 from faas.triggers import Trigger, Verify
 from faas.units import format_size
@@ -73,7 +74,7 @@ def _asks_for_nothing(path: str, value: object) -> bool:
     return path in NO_EFFECT and type(value) is type(NO_EFFECT[path]) and value == NO_EFFECT[path]
 
 
-def check(spec: FunctionSpec, profile: RuntimeProfile, table: Mapping[str, object]) -> None:
+def check(spec: FunctionSpec, profile: RuntimeProfile, *, table: Mapping[str, object], tenants: Tenants) -> None:
     """Raises KeyInvalid for the first rule that is broken. `table` is the declaration as written: defaults are capped, and not refused."""
     limits = table.get("limits", {})
     for rules in (
@@ -90,6 +91,8 @@ def check(spec: FunctionSpec, profile: RuntimeProfile, table: Mapping[str, objec
         for holds, key, problem in rules:
             if not holds:
                 raise KeyInvalid(key, problem)
+    if (beyond := tenants.problem_of(spec)) is not None:
+        raise KeyInvalid(*beyond)
 
 
 def _names(spec: FunctionSpec) -> Iterator[Rule]:

@@ -20,8 +20,10 @@ from faas.registry.checks import check, supported
 from faas.registry.lines import line_of
 from faas.registry.mounts import find_mounts, inside_sources
 from faas.registry.source import check_handler, may_be_meant
+from faas.security.tenants import Tenants
 from faas.strict import KeyInvalid, convert, parse_toml
 
+ANY_TENANT = Tenants()
 _AT_LINE = re.compile(r" \(at line (\d+), column \d+\)$")
 
 
@@ -33,10 +35,12 @@ class Reading(NamedTuple):
     hints: list[str]
 
 
-def read_functions(folder: Path, profiles: Mapping[str, RuntimeProfile], *, mounts: Sequence[str] = (), locked: bool = True) -> Reading:
+def read_functions(
+    folder: Path, profiles: Mapping[str, RuntimeProfile], *, mounts: Sequence[str] = (), tenants: Tenants = ANY_TENANT, locked: bool = True
+) -> Reading:
     """The functions of a folder; never raises for what is in it.
 
-    `mounts` are the folders of the node that functions may mount. `locked=False` is for whoever makes locks: it takes functions
+    `mounts` are the folders of the node that functions may mount, `tenants` those that there are, and what bounds them. `locked=False` is for whoever makes locks: it takes functions
     that have none yet, and looks into no mount. Raises SpecInvalid where the folder itself cannot be read.
     """
     try:
@@ -53,7 +57,7 @@ def read_functions(folder: Path, profiles: Mapping[str, RuntimeProfile], *, moun
         if entry.name.startswith((".", "__")):
             continue
         try:
-            found = _read(entry, profiles, mounts=mounts if locked else None)
+            found = _read(entry, profiles, mounts=mounts if locked else None, tenants=tenants)
             if isinstance(found, NoFunction):
                 if found.source and (hint := may_be_meant(found.source)):
                     reading.hints.append(_as_text(f"{entry.name}: {hint}"))
@@ -84,23 +88,27 @@ def _as_text(name: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
-def _read(entry: Path, profiles: Mapping[str, RuntimeProfile], *, mounts: Sequence[str] | None) -> FunctionVersion | NoFunction:
+def _read(
+    entry: Path, profiles: Mapping[str, RuntimeProfile], *, mounts: Sequence[str] | None, tenants: Tenants
+) -> FunctionVersion | NoFunction:
     """One entry of the folder; without `mounts`, as far as a lock needs it."""
     try:
         declaration = find_declaration(entry)
         if isinstance(declaration, NoFunction):
             return declaration
-        return _placed(declaration, profiles, mounts)
+        return _placed(declaration, profiles, mounts, tenants=tenants)
     except OSError as error:
         where = str(error.filename or entry).removeprefix(f"{entry.parent}/")
         raise SpecInvalid(where[:200], "", f"cannot be read: {error.strerror}") from error
 
 
-def _placed(declaration: Declaration, profiles: Mapping[str, RuntimeProfile], mounts: Sequence[str] | None) -> FunctionVersion:
+def _placed(
+    declaration: Declaration, profiles: Mapping[str, RuntimeProfile], mounts: Sequence[str] | None, *, tenants: Tenants
+) -> FunctionVersion:
     """The function that a declaration makes; an error in it has the line where its key stands."""
     table = parse(declaration)
     try:
-        spec = spec_of(declaration, table, profiles)
+        spec = spec_of(declaration, table, profiles, tenants=tenants)
         return _make(declaration, spec, python=profiles[spec.runtime].python, mounts=mounts)
     except SpecInvalid as error:
         if error.line or not error.key or error.file != declaration.file:
@@ -164,7 +172,9 @@ def parse(declaration: Declaration) -> dict[str, object]:
         raise SpecInvalid(declaration.file, "", _AT_LINE.sub("", str(error)), line=int(at[1]) if at else 0) from error
 
 
-def spec_of(declaration: Declaration, table: Mapping[str, object], profiles: Mapping[str, RuntimeProfile]) -> FunctionSpec:
+def spec_of(
+    declaration: Declaration, table: Mapping[str, object], profiles: Mapping[str, RuntimeProfile], *, tenants: Tenants = ANY_TENANT
+) -> FunctionSpec:
     """What the table of a declaration says, with the defaults filled in and capped. Raises SpecInvalid, which names file and key."""
     try:
         spec = convert(supported(table), FunctionSpec)
@@ -174,7 +184,7 @@ def spec_of(declaration: Declaration, table: Mapping[str, object], profiles: Map
         profile = profiles.get(spec.runtime)
         if profile is None:
             raise KeyInvalid("runtime", f"no profile {spec.runtime[:80]!r}; there are: {', '.join(sorted(profiles)) or 'none'}")
-        check(spec, profile, table)
+        check(spec, profile, table=table, tenants=tenants)
     except KeyInvalid as error:
         raise SpecInvalid(declaration.file, error.key, error.problem) from error
     return _capped(spec, profile)
