@@ -67,7 +67,8 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: Size = field(name="max_body", default=Size(64 * 2**20))
     max_header_bytes: Size = field(name="max_header", default=Size(8 * 2**10))  # of the request line, and of each header
     keep_alive_s: Duration = field(name="keep_alive", default=Duration(75))  # an idle connection, and a head that does not come whole
-    body_timeout_s: Duration = field(name="body_timeout", default=Duration(30))  # without another byte of a body
+    body_timeout_s: Duration = field(name="body_timeout", default=Duration(30))  # for a small body; a large one has more
+    max_connections: int = 4096  # at once; beyond, the one goes that has been idle for longest
 
 
 class Prices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -233,6 +234,7 @@ def _check_ranges(parsed: FileConfig) -> None:
         (2**10 <= http.max_body_bytes <= 2**40, "http.max_body", "must be between 1KiB and 1TiB"),
         (2**10 <= http.max_header_bytes <= 64 * 2**10, "http.max_header", "must be between 1KiB and 64KiB"),
         (1 <= http.keep_alive_s <= 3600, "http.keep_alive", "must be between 1s and 1h"),
+        (1 <= http.max_connections <= 65_536, "http.max_connections", "must be between 1 and 65536"),
         (1 <= http.body_timeout_s <= 3600, "http.body_timeout", "must be between 1s and 1h"),
         (bool(prices.version), "prices.version", 'must not be empty; name the table, like "2026-11"'),
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncGenerator
 
 import aiohttp
 from aiohttp import http_exceptions, web
@@ -13,11 +15,15 @@ from faas.units import format_size
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-async def read_body(request: web.BaseRequest, *, limit_bytes: int, idle_s: float) -> bytes:
-    """All of it. `idle_s` is how long no byte of it may come.
+LEAST_BYTES_PER_S = 16 * 1024
+"""A body that comes slower holds its connection on purpose, or over a line on which it never ends."""
 
-    Raises Refusal: 413 where it is larger (by its Content-Length before a byte is read), 415 where it is compressed, 408 where it stops coming,
-    400 where it is broken.
+
+async def parts_of(request: web.BaseRequest, *, limit_bytes: int, timeout_s: float) -> AsyncGenerator[bytes, None]:
+    """The body as it comes: `timeout_s` for whatever is small, and more for more, at LEAST_BYTES_PER_S.
+
+    Raises Refusal: 413 where it is larger (by its Content-Length before a byte is read), 415 where it is compressed, 408 where it does not come in time,
+    417 where its sender expects what is not known, 400 where it is broken.
     """
     coding = request.headers.get("Content-Encoding", "").strip().lower()
     if coding not in ("", "identity"):
@@ -26,24 +32,42 @@ async def read_body(request: web.BaseRequest, *, limit_bytes: int, idle_s: float
     if announced is not None and announced > limit_bytes:
         raise _too_large(limit_bytes)
     if not request.can_read_body:
-        return b""
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(_CONTINUE)
-        request.writer.output_size = 0
-    parts, size_bytes = [], 0
-    try:
-        while not request.content.at_eof():
-            async with asyncio.timeout(idle_s):
+        return
+    await _go_on(request)
+    size_bytes, began_monotonic = 0, time.monotonic()
+    while not request.content.at_eof():
+        left_s = began_monotonic + timeout_s + size_bytes / LEAST_BYTES_PER_S - time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
                 part = await request.content.readany()
-            parts.append(part)
-            size_bytes += len(part)
-            if size_bytes > limit_bytes:
-                raise _too_large(limit_bytes)
-    except TimeoutError:
-        raise Refusal(408, "body_timeout", f"no byte of the body came for {idle_s:g} s", headers={"Connection": "close"}) from None
-    except (http_exceptions.HttpProcessingError, aiohttp.ClientPayloadError) as error:
-        raise Refusal(400, "bad_request", f"the body is broken: {str(error)[:200]}", headers={"Connection": "close"}) from None
+        except TimeoutError:
+            raise Refusal(
+                408, "body_timeout", f"the body does not come in time; {timeout_s:g} s are given to it", headers={"Connection": "close"}
+            ) from None
+        except (http_exceptions.HttpProcessingError, aiohttp.ClientPayloadError, web.RequestPayloadError) as error:
+            raise Refusal(400, "bad_request", f"the body is broken: {str(error)[:200]}", headers={"Connection": "close"}) from None
+        size_bytes += len(part)
+        if size_bytes > limit_bytes:
+            raise _too_large(limit_bytes)
+        yield part
+
+
+async def read_body(request: web.BaseRequest, *, limit_bytes: int, timeout_s: float) -> bytes:
+    """All of it, in memory. Raises as `parts_of`."""
+    parts = [part async for part in parts_of(request, limit_bytes=limit_bytes, timeout_s=timeout_s)]
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _go_on(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it to send its body; only now, after what can be refused without it."""
+    expected = request.headers.get("Expect")
+    if expected is None:
+        return
+    if expected.strip().lower() != "100-continue":
+        raise Refusal(417, "expectation_failed", f"Expect: {expected[:80]} is not supported")
+    if request.version >= (1, 1):
+        await request.writer.write(_CONTINUE)
+        request.writer.output_size = 0  # of the answer, none of which is out
 
 
 def _too_large(limit_bytes: int) -> Refusal:

@@ -7,10 +7,8 @@ of its own: parts of the gateway add theirs.
 from __future__ import annotations
 
 import ipaddress
-import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import structlog
@@ -18,6 +16,7 @@ from aiohttp import web
 
 from faas.config import HttpConfig
 from faas.errors import ConfigInvalid, FaasError
+from faas.gateway.connections import Server
 from faas.gateway.problems import Refusal, problem, problem_of
 from faas.gateway.routes import Call, Route, Routes
 from faas.security.tokens import ANYONE, Principal
@@ -26,10 +25,6 @@ log = structlog.get_logger()
 
 CLOSING_S = 1.0
 """For answers that are being written when the server closes."""
-
-_AIOHTTP = logging.getLogger("faas.gateway.aiohttp")
-_AIOHTTP.addHandler(logging.NullHandler())
-_AIOHTTP.propagate = False  # broken requests are its senders' business, and any stranger can send thousands
 
 Identify = Callable[[web.BaseRequest], Principal]
 """Who sends a request. Raises Refusal (401)."""
@@ -55,7 +50,7 @@ class Gateway:
         Raises ConfigInvalid where the port is in use.
         """
         gateway = cls(waiting=waiting)
-        server = _Server(gateway._handle, config)
+        server = Server(gateway._handle, config)
         runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=CLOSING_S)
         await runner.setup()
         try:
@@ -105,38 +100,6 @@ class Gateway:
                 if not principal.may(route.scope):
                     raise Refusal(403, "forbidden", f"the token has no scope {route.scope}")
         return await route.handle(Call(request, principal, names))
-
-
-class _Server(web.Server):
-    """aiohttp's server, with heads bounded in size and time, raw bodies, and a handler that ends with its client."""
-
-    def __init__(self, handler: Callable[[web.BaseRequest], object], config: HttpConfig) -> None:
-        super().__init__(
-            handler,  # type: ignore[arg-type]
-            handler_cancellation=True,
-            keepalive_timeout=config.keep_alive_s,  # also what a new connection has to send its first head
-            max_line_size=config.max_header_bytes,
-            max_field_size=config.max_header_bytes,
-            auto_decompress=False,
-            access_log=None,
-            logger=_AIOHTTP,
-        )
-        self._options = self._kwargs
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._options)
-
-
-class _Connection(web.RequestHandler):
-    """One connection: what is no HTTP is answered by a problem document too."""
-
-    def handle_error(self, request: web.BaseRequest, status: int = 500, *about: BaseException | str | None) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun; there is no other")
-        said = next((line for text in reversed(about) for line in str(text or "").splitlines()), HTTPStatus(status).phrase)[:200]
-        answer = problem(status, "bad_request" if status == 400 else "http_error", said)
-        answer.force_close()
-        return answer
 
 
 def own_machine(request: web.BaseRequest) -> Principal:

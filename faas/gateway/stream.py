@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Protocol
 
 from aiohttp import web
@@ -48,7 +49,7 @@ class Streams:
 
     async def call(self, request: web.BaseRequest, asked: Asked) -> web.StreamResponse:
         """Invoke, and stream what is said until the answer; what ends before it begins is answered as without a stream. Raises Refusal, BusUnavailable."""
-        inbox, heard = self._bus.new_inbox(), Heard()
+        inbox, heard = self._bus.new_inbox(), Heard(partial(_cut, request))
         reply_to = f"{inbox}.answer"
         head = encode_head({**asked.head, "Faas-Chunk-To": f"{inbox}.items"}.items())
         subject = subjects.invoke(asked.tenant, asked.function)
@@ -120,15 +121,16 @@ class Streams:
                 409, "not_stored", "a synchronous invocation tells its events to its caller alone; send Accept: text/event-stream with it"
             )
         async with AsyncExitStack() as stack, Events.to(request, headers) as events:
-            heard = await self._listen(stack, place.document)
+            heard = Heard(partial(_cut, request))
+            await self._listen(stack, place.document, heard)
             if submit is not None:
                 await submit()
             await self._follow(events, place, heard)
             return await events.begin()
 
-    async def _listen(self, stack: AsyncExitStack, document: StateDocument) -> Heard:
+    async def _listen(self, stack: AsyncExitStack, document: StateDocument, heard: Heard) -> None:
         """All that is said of a durable invocation, from now on until `stack` is left."""
-        key, heard = (document.tenant, document.function, document.invocation), Heard()
+        key = (document.tenant, document.function, document.invocation)
         for subject in (subjects.outcome(*key), subjects.attempt(*key), subjects.log(*key)):
             await self._hear(stack, subject, heard)
         await stack.enter_async_context(self._tapes.reading(subjects.chunk(*key), heard))
@@ -137,7 +139,6 @@ class Streams:
         self._asking.at_stop.add(heard.wake)
         stack.callback(self._asking.at_stop.discard, heard.wake)
         await self._bus.fence()
-        return heard
 
     async def _follow(self, events: Events, place: Place, heard: Heard) -> None:
         """Say what is heard until its outcome is there, or the node stops."""
@@ -197,3 +198,8 @@ class Streams:
             return await heard.next(wait_s=wait_s)
         except SlowReader as error:
             raise ConnectionResetError(str(error)) from error
+
+
+def _cut(request: web.BaseRequest) -> None:
+    if request.transport is not None:
+        request.transport.abort()

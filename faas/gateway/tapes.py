@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -31,18 +31,25 @@ class SlowReader(FaasError):
 
 
 class Heard:
-    """Messages for one reader, in the order in which they came. None: look again, something may have come that nobody heard."""
+    """Messages for one reader, in the order in which they came. None: look again, something may have come that nobody heard.
 
-    def __init__(self) -> None:
+    `cut` ends the reader's connection at once where it is too far behind: it may be stuck in a write for a while.
+    """
+
+    def __init__(self, cut: Callable[[], None]) -> None:
+        self._cut = cut
         self._messages: deque[Message | None] = deque()
         self._bytes = 0
         self._come = asyncio.Event()
 
     def put(self, message: Message | None) -> None:
-        if self._bytes <= BEHIND_BYTES:
-            self._bytes += MESSAGE_BYTES + (len(message.data) if message is not None else 0)
-            self._messages.append(message)
+        if self._bytes > BEHIND_BYTES:
+            return
+        self._bytes += MESSAGE_BYTES + (len(message.data) if message is not None else 0)
+        self._messages.append(message)
         self._come.set()
+        if self._bytes > BEHIND_BYTES:
+            self._cut()
 
     def wake(self) -> None:
         """Have the reader look again."""

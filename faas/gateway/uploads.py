@@ -9,24 +9,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import aiohttp
 from aiohttp import web
 
 from faas.bus.payloads import Payloads
 from faas.config import HttpConfig
+from faas.gateway.bodies import parts_of
 from faas.gateway.problems import Refusal
 from faas.objects import READ_ONCE, part_of_file
-from faas.units import format_duration, format_size
+from faas.units import format_size
 
-LEAST_BYTES_PER_S = 16 * 1024
-"""A body that comes slower holds its connection on purpose, or over a line on which it never ends."""
 HELD_BYTES = 256 * 2**20
 """Of all bodies in memory; beyond, whoever comes is told to come again."""
 SPOOLED_AT_ONCE = 16
@@ -57,18 +54,11 @@ class Bodies:
     async def of(self, request: web.BaseRequest, *, inline_limit_bytes: int) -> AsyncIterator[Body]:
         """Read the body of a request; its file is gone when the block is left.
 
-        Raises Refusal: 413 before anything was read where the sender says how much comes, 415, 408, 400, 503.
+        Raises Refusal as `parts_of`, and 503 where others fill memory or disk.
         """
-        limit = self._config.max_body_bytes
-        coming = request.content_length
-        if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-            raise Refusal(415, "unsupported_encoding", "send the body as it is, without Content-Encoding")
-        if coming is not None and coming > limit:
-            raise _too_large(limit)
-        await _go_on(request)
         reading = _Reading(self, request, inline_limit_bytes=inline_limit_bytes)
         try:
-            yield await reading.whole(limit)
+            yield await reading.whole(self._config)
         finally:
             reading.close()
 
@@ -89,25 +79,14 @@ class _Reading:
         self._file: BinaryIO | None = None
         self._writing = False
 
-    async def whole(self, limit: int) -> Body:
-        timeout_s, size = self._bodies._config.body_timeout_s, 0
-        began = time.monotonic()
-        while True:
-            try:
-                async with asyncio.timeout(began + timeout_s + size / LEAST_BYTES_PER_S - time.monotonic()):
-                    part = await self._request.content.readany()
-            except TimeoutError:
-                raise Refusal(408, "body_timeout", f"the body did not come within {format_duration(timeout_s)}; send it faster") from None
-            except (aiohttp.ClientPayloadError, web.RequestPayloadError, ValueError) as error:
-                raise Refusal(400, "bad_request", f"the body cannot be read: {error}"[:200]) from error
-            if not part:
-                break
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            self._hold(part)
-            if size > self._inline_limit_bytes and (self._parts_bytes >= WRITE_BYTES or self._file is None):
-                await self._spool()
+    async def whole(self, config: HttpConfig) -> Body:
+        size = 0
+        async with aclosing(parts_of(self._request, limit_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)) as parts:
+            async for part in parts:
+                size += len(part)
+                self._hold(part)
+                if size > self._inline_limit_bytes and (self._parts_bytes >= WRITE_BYTES or self._file is None):
+                    await self._spool()
         if self._file is None:
             return Body(b"".join(self._parts), size, None, self.close)
         await self._spool()
@@ -162,19 +141,3 @@ def _write(file: BinaryIO, parts: list[bytes]) -> None:
         view = memoryview(part)
         while view:
             view = view[file.write(view) :]
-
-
-async def _go_on(request: web.BaseRequest) -> None:
-    """Tell a client that waits for it to send its body; only now, after what can be refused without it. Raises Refusal (417)."""
-    expected = request.headers.get("Expect")
-    if expected is None:
-        return
-    if expected.strip().lower() != "100-continue":
-        raise Refusal(417, "expectation_failed", f"Expect: {expected[:80]} is not supported")
-    if request.version >= (1, 1):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # of the answer, none of which is out
-
-
-def _too_large(limit: int) -> Refusal:
-    return Refusal(413, "payload_too_large", f"the body is above {format_size(limit)}, [http] max_body of this node")

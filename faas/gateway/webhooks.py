@@ -77,7 +77,7 @@ class Webhooks:
         headers = _headers(call.request)
         _check_type(hook, headers.get("content-type", ""))
         limit_bytes = min(int(self._config.max_body_bytes), hook.payload_bytes)
-        body = await read_body(call.request, limit_bytes=limit_bytes, idle_s=self._config.body_timeout_s)
+        body = await read_body(call.request, limit_bytes=limit_bytes, timeout_s=self._config.body_timeout_s)
         self._check_sender(hook, Request(headers, body, self._clock()))
         try:
             delivery = senders.read(hook.verify, headers, body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,7 +36,10 @@ FUNCTIONS = {
         "        ctx.progress(n / len(words), word)\n        time.sleep(0.12)\n        yield word\n",
         "",
     ),
-    "much": ("def handle(event: int):\n    for n in range(event):\n        yield 'x' * 100_000\n", ""),
+    "much": (
+        "import time\ndef handle(event: int):\n    for n in range(event):\n        time.sleep(0.005)\n        yield 'x' * 100_000\n",
+        "",
+    ),
     "kinds": ("def handle(event):\n    yield {'n': 1}\n    yield b'\\xff\\x00'\n    yield 'two\\r\\nlines'\n", ""),
 }
 
@@ -58,7 +62,9 @@ class Doors:
 
     async def send(self, method: str, path: str, data: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
-        async with self.http.request(method, path, data=data, headers=given, skip_auto_headers=["Content-Type"]) as answer:
+        async with self.http.request(
+            method, path, data=data and io.BytesIO(data), headers=given, skip_auto_headers=["Content-Type"]
+        ) as answer:
             return answer.status, {name.lower(): value for name, value in answer.headers.items()}, await answer.read()
 
     async def state(self, invocation: str) -> dict[str, Any]:
@@ -110,7 +116,7 @@ async def doors(root: Path, *options: str, environ: dict[str, str] | None = None
     for name, (code, spec) in FUNCTIONS.items():
         write_function(root / "functions", name, code, spec)
     async with running(root / "functions", root / "state", *options, environ={**SHORT_LEASE, **(environ or {})}) as node:
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(node.info["http"], connector=connector) as http:
             yield Doors(node, http)
 

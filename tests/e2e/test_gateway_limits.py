@@ -1,0 +1,210 @@
+"""What a client may send and hold open: bodies, heads, slowness and connections are bounded, and whatever one does the node serves the others."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from doors import Doors, doors, problem
+
+ENVIRON = {
+    "FAAS_HTTP__MAX_BODY": "8MiB",
+    "FAAS_HTTP__KEEP_ALIVE": "1s",
+    "FAAS_HTTP__BODY_TIMEOUT": "1s",
+    "FAAS_HTTP__MAX_CONNECTIONS": "400",
+}
+BINARY = "application/octet-stream"
+
+
+@pytest.fixture(scope="module")
+async def door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors]:
+    async with doors(tmp_path_factory.mktemp("limits"), environ=ENVIRON) as door:
+        yield door
+
+
+async def serves(door: Doors) -> bool:
+    status, _, _ = await door.post("/invoke/default/double", b'{"n":1}', Content_Type="application/json")
+    return status == 200
+
+
+async def raw(door: Doors, *parts: bytes) -> bytes:
+    """All that the node says to these bytes, until it closes the connection."""
+    reader, writer = await asyncio.open_connection(*door.address)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def head(door: Doors, *lines: str, path: str = "/invoke/default/back") -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", f"Host: {door.address[0]}", *lines, "", ""]).encode()
+
+
+# ---------------------------------------------------------------- bodies
+
+
+@pytest.mark.parametrize("size", [1_000_000, 1_012_000, 1_048_576, 1_050_000, 8 * 2**20])
+@pytest.mark.parametrize("prefer", ["", "wait=9"])
+async def test_a_body_of_any_size_that_is_allowed_goes_in_and_comes_out(door: Doors, size: int, prefer: str) -> None:
+    """Around what the bus carries itself, and far above it; whoever sends it need not know where that is."""
+    body = os.urandom(size)
+    headers = {"Content_Type": BINARY, **({"Prefer": prefer} if prefer else {})}
+    status, _, back = await door.post("/invoke/default/back", body, **headers)
+
+    assert status == 200
+    assert hashlib.sha256(back).digest() == hashlib.sha256(body[::-1]).digest()
+
+
+async def test_a_body_in_chunks_goes_in_too(door: Doors) -> None:
+    """Nobody says beforehand how much it is."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        for n in range(30):
+            yield bytes([n]) * 100_000
+
+    async with door.http.post("/invoke/default/back", data=parts(), headers={"Content-Type": BINARY}) as answer:
+        back = await answer.read()
+
+    assert (answer.status, len(back), back[:1], back[-1:]) == (200, 3_000_000, b"\x1d", b"\x00")
+
+
+async def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(door: Doors) -> None:
+    """A client that asks first sends nothing; one that does not is told while it sends."""
+    said = await raw(door, head(door, f"Content-Length: {9 * 2**20}", "Expect: 100-continue"))
+
+    assert said.startswith(b"HTTP/1.1 413 ")
+    assert b"100 Continue" not in said
+    assert b'"code":"payload_too_large"' in said
+
+
+async def test_a_body_in_chunks_is_refused_once_it_is_too_large(door: Doors) -> None:
+    """It would fill disk or memory."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(90):
+            yield b"x" * 100_000
+
+    async with door.http.post("/invoke/default/back", data=parts(), headers={"Content-Type": BINARY}) as answer:
+        document = await answer.json(content_type="application/problem+json")
+
+    assert (answer.status, document["code"]) == (413, "payload_too_large")
+    assert await serves(door)
+
+
+async def test_a_client_that_asks_whether_to_go_on_is_told_so(door: Doors) -> None:
+    """curl does for every body above a megabyte, and waits a second for the answer."""
+    reader, writer = await asyncio.open_connection(*door.address)
+    writer.write(head(door, "Content-Length: 3", "Expect: 100-continue", f"Content-Type: {BINARY}"))
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"abc")
+    answer = await reader.readuntil(b"cba")
+    writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_nothing_of_an_upload_is_left_behind(door: Doors) -> None:
+    """Files of uploads have no names: a crash leaves none either."""
+    await door.post("/invoke/default/back", b"x" * 3_000_000, Content_Type=BINARY)
+    with pytest.raises(ConnectionResetError):
+        await _broken_upload(door)
+
+    assert list(Path(door.node.state, "http").iterdir()) == []
+
+
+async def _broken_upload(door: Doors) -> None:
+    _, writer = await asyncio.open_connection(*door.address)
+    writer.write(head(door, "Content-Length: 4000000", f"Content-Type: {BINARY}") + b"x" * 3_000_000)
+    await writer.drain()
+    writer.transport.abort()
+    await serves(door)
+    raise ConnectionResetError
+
+
+# ---------------------------------------------------------------- slowness, heads, connections
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /invoke/default/back HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: "])
+async def test_a_head_that_does_not_come_is_not_waited_for(door: Doors, begun: bytes) -> None:
+    """Slow-loris: a connection that sends a byte now and then, or none."""
+    assert await raw(door, begun) == b""
+    assert await serves(door)
+
+
+async def test_a_body_that_drips_is_not_waited_for(door: Doors) -> None:
+    """Each byte would buy its connection another while."""
+    reader, writer = await asyncio.open_connection(*door.address)
+    writer.write(head(door, "Content-Length: 1000", f"Content-Type: {BINARY}"))
+
+    async def drip() -> None:
+        while not writer.is_closing():
+            writer.write(b"x")
+            await asyncio.wait([reading], timeout=0.1)
+
+    reading = asyncio.ensure_future(reader.read())
+    dripping = asyncio.ensure_future(drip())
+    said = await reading
+    writer.close()
+    await dripping
+
+    assert said.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["X-A: " + "a" * 20_000],
+        [f"X-{n}: {'a' * 4000}" for n in range(60)],
+        [f"X-{n}: a" for n in range(1000)],
+        ["Content-Length: 3", "Content-Length: 4"],
+        ["Transfer-Encoding: chunked", "Content-Length: 3"],
+        ["Content-Length: -1"],
+        ["X A: b"],
+    ],
+)
+async def test_a_head_that_is_too_large_or_none_is_refused(door: Doors, lines: list[str]) -> None:
+    """400 or 431, the connection closes, and nothing of it reached a function."""
+    said = await raw(door, head(door, *lines))
+
+    assert said.split(b" ")[1:2] in ([b"400"], [b"431"]), said[:200]
+    assert await serves(door)
+
+
+async def test_a_thousand_idle_connections_leave_room_for_one_that_asks(door: Doors) -> None:
+    """Those go first that have been idle for longest; who asks is served."""
+    idle = [await asyncio.open_connection(*door.address) for _ in range(1000)]
+    try:
+        assert await serves(door)
+        assert await serves(door)
+    finally:
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_connection_that_works_is_none_that_is_idle(door: Doors) -> None:
+    """It is not the one that goes where there are too many."""
+    asking = asyncio.ensure_future(door.post("/invoke/default/tokens", b'"a b c d"', Content_Type="application/json"))
+    idle = [await asyncio.open_connection(*door.address) for _ in range(500)]
+    try:
+        status, _, body = await asking
+        assert (status, body) == (200, b"abcd")
+    finally:
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_hundred_thousand_bytes_that_are_no_http_end_their_connection(door: Doors) -> None:
+    """Another protocol on this port, or noise."""
+    said = await raw(door, os.urandom(100_000).replace(b"\n", b" "))
+
+    assert said == b"" or said.startswith(b"HTTP/1.")
+    assert problem(await door.send("GET", "/nothing")) == (404, "not_found")
