@@ -182,9 +182,10 @@ def _slack(headers: Headers, data: bytes, content_type: str, *, signed: bytes) -
         return Delivery(id=fallback, type="com.slack.slash_command", data=data, content_type=content_type)
     event = _decoded(data, _SlackEvent, "Slack", otherwise=_SlackEvent())
     challenged = event.type == "url_verification" and _CHALLENGE.fullmatch(event.challenge)
+    kind = event.event.type if event.event is not None else ""
     return Delivery(
         id=event.event_id or fallback,
-        type=f"com.slack.{event.event.type if event.event is not None and event.event.type else event.type}",
+        type=f"com.slack.{kind or event.type or 'event'}",
         subject=event.team_id or "",
         data=data,
         content_type=content_type,
