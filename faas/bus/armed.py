@@ -26,8 +26,6 @@ from faas.triggers import Trigger
 TYPE = "faas.schedule"
 TTL_S = (60, 86_400)
 """What has fired waits for FAAS_EVENTS until the next one is due, but so long at least and at most: a full stream that is emptied gets one and no burst."""
-NO_MESSAGE = 10043
-"""Somebody has deleted it first."""
 
 
 class Slot(NamedTuple):
@@ -102,9 +100,10 @@ class ArmedSchedules:
         """Take it away, where it still waits. Raises BusUnavailable, ApiError."""
         try:
             await self._bus.api(f"STREAM.MSG.DELETE.{subjects.SCHEDULES}", {"seq": armed.sequence, "no_erase": True}, _Anything)
-        except ApiError as error:
-            if error.number != NO_MESSAGE:
-                raise
+        except ApiError:
+            waiting = await self.find(armed.slot)
+            if waiting is not None and waiting.sequence == armed.sequence:
+                raise  # else it has fired, or somebody was faster: the server says so with the number of any failure
 
 
 def source_of(slot: Slot) -> str:
