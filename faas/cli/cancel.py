@@ -33,7 +33,8 @@ def cancel(
     elif answer["cancelled"]:
         print(f"{invocation}: cancelled")
     elif answer["known"]:
-        print(f"faas: {invocation}: too late, it has {answer['outcome'] or 'ended'}", file=sys.stderr)
+        ended = f"it has ended as {answer['outcome']}" if answer["outcome"] else "it has ended"
+        print(f"faas: {invocation}: too late, {ended}", file=sys.stderr)
     else:
         print(f"faas: {invocation}: no invocation of that id waits or runs", file=sys.stderr)
     return 0 if answer["cancelled"] else 1
