@@ -63,6 +63,8 @@ def payload(data: str | None) -> tuple[bytes, str]:
     if LIKE_AN_OPTION.fullmatch(data) and "--" not in sys.argv:
         raise ConfigInvalid(f"{data[:80]!r} is no option of this verb; data that begins like one stands behind --")
     if data == "-":
+        if sys.stdin is None:
+            raise ConfigInvalid("standard input is closed, and - reads it; give the payload itself, or @FILE")
         return _guessed(sys.stdin.buffer.read())
     if data.startswith("@"):
         try:
