@@ -276,8 +276,7 @@ class Client:
         """
         if isinstance(invocation, Ticket):
             function, tenant, invocation = invocation.function, invocation.tenant, invocation.invocation
-        if not _INVOCATION.fullmatch(invocation):
-            raise ConfigInvalid(f"{invocation[:80]!r} is no invocation; it has 26 letters and digits, as `faas invoke --async` prints them")
+        _check_invocation(invocation)
         function = function or await function_of(self._connection, tenant, invocation)
         if function:
             _check_name(function, tenant)
@@ -379,8 +378,10 @@ def _check_name(function: str, tenant: str) -> None:
 
 
 def _check_invocation(invocation: str) -> None:
-    if not (invocation.isalnum() and invocation.isascii() and len(invocation) <= 64):
-        raise ConfigInvalid(f"{invocation[:80]!r} is no invocation; it has 26 letters and digits, as `faas invoke --async` prints them")
+    if not _INVOCATION.fullmatch(invocation):
+        raise ConfigInvalid(
+            f"{invocation[:80]!r} is no invocation: its id has 26 letters and digits, as `faas runs` and `faas invoke --async` print it"
+        )
 
 
 def _deadline(head: dict[str, str], timeout: str | float | None) -> float:

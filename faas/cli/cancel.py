@@ -9,11 +9,11 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import Json, Where, print_json
+from faas.cli.options import Id, Json, Where, print_json
 
 
 def cancel(
-    invocation: str,
+    invocation: Id,
     *,
     function: Annotated[str, Parameter(help="Whose invocation it is; else all functions are asked.")] = "",
     tenant: Annotated[str, Parameter(help="Whose function it is.")] = "default",

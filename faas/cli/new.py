@@ -23,7 +23,7 @@ PLACEHOLDER = "FUNCTION"
 
 
 def new(
-    name: str,
+    name: Annotated[str, Parameter(help="Of the function: a-z, then a-z, 0-9 and -.")],
     *,
     template: Annotated[str, Parameter(help=f"{', '.join(TEMPLATES)}; webhook and schedule are not supported yet.")] = "plain",
     functions: Annotated[Path, Parameter(help="Folder of the functions; made where there is none.")] = Path("functions"),
