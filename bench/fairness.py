@@ -44,6 +44,9 @@ class FirstComeFirstServed:
     def __bool__(self) -> bool:
         return bool(self._items)
 
+    def __contains__(self, flow: tuple[str, str]) -> bool:
+        return flow in self._items.values()
+
     def put(self, flow: tuple[str, str], item: Any) -> None:
         self._items[item] = flow
 

@@ -13,7 +13,7 @@ import structlog
 
 from faas import subjects
 from faas.bus.cloudevents import decode
-from faas.bus.connection import Message
+from faas.bus.connection import Message, StoredMessage
 from faas.bus.pull import Delivery
 from faas.bus.schedules import due_of, event_head, is_due
 from faas.identity import invocation_id, random_invocation_id
@@ -38,7 +38,7 @@ def of_delivery(delivery: Delivery, function: FunctionVersion, *, now: float, te
         if due is None:
             return EventInvalid("it is on faas.due, and its headers do not say which invocation it is")
         event_id, source, headers = due.event_id, due.source, dict(event_head(delivery.headers))
-    decoded = _decoded(delivery, headers, source=source, event_id=event_id)
+    decoded = decoded_event(delivery, headers, source=source, event_id=event_id)
     if isinstance(decoded, EventInvalid):
         return decoded
     event, control = decoded
@@ -80,7 +80,7 @@ def _due_invocation(due: Due, function: FunctionVersion, event: Event, *, contro
 def of_message(message: Message, function: FunctionVersion, *, answered: bool, now: float, tenants: Tenants) -> Invocation | EventInvalid:
     """The invocation of an event that nothing stores; `answered` says that somebody waits for its end."""
     random_id = random_invocation_id()
-    decoded = _decoded(message, message.headers, source="", event_id=random_id)
+    decoded = decoded_event(message, message.headers, source="", event_id=random_id)
     if isinstance(decoded, EventInvalid):
         return decoded
     event, control = decoded
@@ -110,9 +110,10 @@ def without_event(function: FunctionVersion) -> Invocation:
     return _invocation(random_id, function, event, control=Control(), now=0.0, age_s=0.0, patience_s=SYNCHRONOUS_WAIT_S)
 
 
-def _decoded(
-    message: Delivery | Message, headers: Mapping[str, str] | None, *, source: str, event_id: str
+def decoded_event(
+    message: Delivery | Message | StoredMessage, headers: Mapping[str, str] | None, *, source: str, event_id: str
 ) -> tuple[Event, Control] | EventInvalid:
+    """The event in a message, whoever wrote it."""
     try:
         return decode(headers, message.data, source=source, event_id=event_id)
     except _MISTAKES as error:  # ours, in reading what anyone may write: redelivered, it would be made again for ever

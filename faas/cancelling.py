@@ -17,9 +17,9 @@ import msgspec
 import structlog
 
 from faas import subjects
+from faas.admission import decoded_event
 from faas.bus import consumers
 from faas.bus.cancels import Cancels
-from faas.bus.cloudevents import decode
 from faas.bus.connection import Bus, Message, Subscription
 from faas.bus.messages import StoredMessage
 from faas.bus.outcomes import Outcomes
@@ -207,7 +207,7 @@ def _identity(message: StoredMessage, spec: FunctionSpec, stream: str) -> tuple[
         return (due.invocation, due.event_id) if due is not None else ("", "")
     stamp = headers.get("Nats-Time-Stamp", "")
     own = {name: value for name, value in headers.items() if name not in _PLACE}
-    decoded = decode(own, message.data, source=stream, event_id=f"{message.sequence}.{_ns(stamp)}")
+    decoded = decoded_event(message, own, source=stream, event_id=f"{message.sequence}.{_ns(stamp)}")
     if isinstance(decoded, EventInvalid):
         return "", ""
     event, _ = decoded

@@ -36,6 +36,7 @@ ANSWER_S = 3600.0
 """Without a timeout: the function's own clocks end a call long before, unless its node is gone."""
 SLACK_S = 5.0
 """Beyond a deadline: for the answer that says so."""
+LONGEST_S = 1e9  # no date is further away than this, and no function may take as long
 LISTED = "`faas functions` lists what there is, and a node finds a new function when it starts"
 _NAME = re.compile(NAME_PATTERN)
 _INVOCATION = re.compile(r"[a-z2-7]{26}")
@@ -275,8 +276,7 @@ class Client:
         """
         if isinstance(invocation, Ticket):
             function, tenant, invocation = invocation.function, invocation.tenant, invocation.invocation
-        if not _INVOCATION.fullmatch(invocation):
-            raise ConfigInvalid(f"{invocation[:80]!r} is no invocation; it has 26 letters and digits, as `faas invoke --async` prints them")
+        _check_invocation(invocation)
         function = function or await function_of(self._connection, tenant, invocation)
         if function:
             _check_name(function, tenant)
@@ -378,8 +378,10 @@ def _check_name(function: str, tenant: str) -> None:
 
 
 def _check_invocation(invocation: str) -> None:
-    if not (invocation.isalnum() and invocation.isascii() and len(invocation) <= 64):
-        raise ConfigInvalid(f"{invocation[:80]!r} is no invocation; it has 26 letters and digits, as `faas invoke --async` prints them")
+    if not _INVOCATION.fullmatch(invocation):
+        raise ConfigInvalid(
+            f"{invocation[:80]!r} is no invocation: its id has 26 letters and digits, as `faas runs` and `faas invoke --async` print it"
+        )
 
 
 def _deadline(head: dict[str, str], timeout: str | float | None) -> float:
@@ -387,7 +389,7 @@ def _deadline(head: dict[str, str], timeout: str | float | None) -> float:
     if timeout is None:
         return ANSWER_S
     wait_s = _seconds(timeout)
-    head.setdefault("Faas-Deadline", (datetime.now(UTC) + timedelta(seconds=wait_s)).isoformat())
+    head.setdefault("Faas-Deadline", (datetime.now(UTC) + timedelta(seconds=min(wait_s, LONGEST_S))).isoformat())
     return wait_s + SLACK_S
 
 

@@ -149,7 +149,7 @@ class InvocationFailed(FaasError):
     """An invocation ended as anything but succeeded; raised to callers by `client`. `outcome`, `code`, `detail`, `traceback` are the bus's words."""
 
     def __init__(self, outcome: str, code: str, *, detail: str, traceback: str = "") -> None:
-        super().__init__(f"{outcome}: {code}: {detail}")
+        super().__init__(": ".join(dict.fromkeys((outcome, code, detail))))  # cancelled, and why: one word
         self.outcome, self.detail, self.traceback = outcome, detail, traceback
         self.code = code
 

@@ -25,6 +25,7 @@ from faas.errors import FaasError
 from faas.model import FunctionVersion
 from faas.pool.lease import Draining
 from faas.pool.pool import WorkerPool
+from faas.scheduling import retry
 
 log = structlog.get_logger()
 
@@ -33,9 +34,6 @@ ANSWERS_WAITING = 1000
 
 Counted apart: a flood of what nobody waits for must not turn away a caller who does.
 """
-
-GIVEN_BACK_S = 1.0
-"""After so long a delivery comes again whose end could not be written."""
 
 ABORT_S = 2.0
 """After the shutdown grace: for the ends of killed attempts to be written."""
@@ -169,7 +167,7 @@ class Intake:
         try:
             await self._dispatcher.handle(delivery, inlet.function, partial(self._started, inlet, delivery))
         except FaasError:
-            await delivery.nak(GIVEN_BACK_S)
+            await delivery.nak(retry.given_back_s(delivery.num_delivered))
             raise
         finally:
             self._heartbeats.discard(delivery)

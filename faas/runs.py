@@ -157,3 +157,8 @@ class Cancelled(Struct, frozen=True, kw_only=True):
     known: bool = True
     outcome: str = ""
     error: str = ""
+
+
+def ending(outcome: str, reason: str, *, between: str = ": ") -> str:
+    """How something ended, in words: `failed: error`, and where both are one word that word once, like `cancelled`."""
+    return between.join(dict.fromkeys(filter(None, (outcome, reason))))

@@ -348,9 +348,12 @@ def unlisted_broad(tree: Modules) -> list[str]:
     return [f"{where} ({place})" for module in tree.values() for place, where in broad_places(module) if place not in BROAD_ALLOWED]
 
 
+DOCUMENTS = ("README.md", "faas/README.md", "bench/README.md", "deploy/README.md", "functions/README.md", "runtimes/README.md")
+
+
 def stale_documents(root: Path) -> Iterator[str]:
-    """Paths (and tests, as `file::test`) that README.md and faas/README.md name in backticks and that do not exist."""
-    for document in ("README.md", "faas/README.md"):
+    """Paths (and tests, as `file::test`) that the pages of DOCUMENTS name in backticks and that do not exist."""
+    for document in DOCUMENTS:
         text = (root / document).read_text() if (root / document).exists() else ""
         text = re.sub(r"^```.*?^```$", lambda fence: "\n" * fence[0].count("\n"), text, flags=re.S | re.M)
         for number, line in enumerate(text.splitlines(), 1):

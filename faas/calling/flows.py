@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -185,7 +185,7 @@ async def messages_of(
     connection: Connection, stream: str, subject: str, *, follow: bool = False, since_s: float | None = None
 ) -> AsyncIterator[Msg]:
     """The messages that a stream has under a subject, oldest first, and with `follow` those that come. Raises BusUnavailable."""
-    start = None if since_s is None else datetime.now(UTC) - timedelta(seconds=since_s)
+    start = None if since_s is None else datetime.fromtimestamp(max(0.0, time.time() - since_s), UTC)
     policy = DeliverPolicy.ALL if start is None else DeliverPolicy.BY_START_TIME
     config = ConsumerConfig(deliver_policy=policy, opt_start_time=start.isoformat() if start else None)  # type: ignore[arg-type]
     jetstream = connection.nats.jetstream()

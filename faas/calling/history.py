@@ -14,7 +14,7 @@ from msgspec import Struct
 from faas import subjects
 from faas.calling.connection import QUESTION_S, Connection
 from faas.errors import BusUnavailable, ConfigInvalid, NoSuchInvocation
-from faas.runs import Filter, Held, Holding, Letter, Place, Run, Told, Try
+from faas.runs import Filter, Held, Holding, Letter, Place, Run, Told, Try, ending
 from faas.units import Duration, format_duration
 
 TOLD_S = 10.0
@@ -151,18 +151,16 @@ def _stands(run: Run, place: Place | None) -> str:
 
 
 def _ended(run: Run, letter: Letter | None) -> str:
-    kind = run.outcome if not run.reason else f"{run.outcome}: {run.reason}"
     after = f" after {run.attempts} attempts" if run.attempts > 1 else "" if run.attempts else " before any attempt"
     detail = f": {run.detail}" if run.detail else ""
     buried = f"; its event is a dead letter, {letter.stream} {letter.sequence}" if letter is not None else ""
-    return f"{kind} at {moment(run.ended_ms)}{after}{detail}{buried}"
+    return f"{ending(run.outcome, run.reason)} at {moment(run.ended_ms)}{after}{detail}{buried}"
 
 
 def _attempt(one: Try) -> str:
-    end = one.outcome if not one.reason else f"{one.outcome}: {one.reason}"
     took = f"queue {_us(one.queue_us)}, load {_us(one.load_us)}, run {_us(one.run_us)}"
     detail = f": {one.detail}" if one.detail else ""
-    return f"attempt {one.attempt} on node {one.node} ({one.start or 'no start'}; {took}) ended at {one.ended_at} as {end}{detail}"
+    return f"attempt {one.attempt} on node {one.node} ({one.start or 'no start'}; {took}) ended at {one.ended_at} as {ending(one.outcome, one.reason)}{detail}"
 
 
 def _us(microseconds: int) -> str:

@@ -9,11 +9,11 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import Json, Where, print_json
+from faas.cli.options import Id, Json, Where, print_json
 
 
 def cancel(
-    invocation: str,
+    invocation: Id,
     *,
     function: Annotated[str, Parameter(help="Whose invocation it is; else all functions are asked.")] = "",
     tenant: Annotated[str, Parameter(help="Whose function it is.")] = "default",
@@ -33,7 +33,8 @@ def cancel(
     elif answer["cancelled"]:
         print(f"{invocation}: cancelled")
     elif answer["known"]:
-        print(f"faas: {invocation}: too late, it has {answer['outcome'] or 'ended'}", file=sys.stderr)
+        ended = f"it has ended as {answer['outcome']}" if answer["outcome"] else "it has ended"
+        print(f"faas: {invocation}: too late, {ended}", file=sys.stderr)
     else:
         print(f"faas: {invocation}: no invocation of that id waits or runs", file=sys.stderr)
     return 0 if answer["cancelled"] else 1

@@ -52,7 +52,9 @@ def demo(
     *,
     only: Annotated[str | None, Parameter(help="Run this function alone.")] = None,
     folders: Folders = Folders(),  # noqa: B008  # frozen
-    nats: Annotated[str | None, Parameter(help="URL of a NATS server that is there already; else an embedded one is started.")] = None,
+    nats: Annotated[
+        str | None, Parameter(help="URL of a nats-server that is there already, those of a cluster joined by commas; else an embedded one.")
+    ] = None,
     environments: Environments = "build",
     json: Json = False,
 ) -> int:

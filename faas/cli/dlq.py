@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from faas.cli.options import Json, Where, console, print_json
+from faas.cli.options import Id, Json, Where, console, print_json
 from faas.errors import ConfigInvalid, FaasError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _print_table(letters: list[Letter]) -> None:
 
 
 def show(
-    invocation: str,
+    invocation: Id,
     *,
     tenant: Annotated[str, Parameter(help="Whose function it is.")] = "default",
     where: Where = Where(),  # noqa: B008  # frozen

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import Data, Json, Payload, Where, harmless, headers, payload, print_body, print_item, print_json, say_error
+from faas.cli.options import Data, Json, Name, Payload, Where, harmless, headers, payload, print_body, print_item, print_json, say_error
 from faas.errors import ConfigInvalid, InvocationFailed
 from faas.units import Duration
 
@@ -31,7 +31,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def publish(
-    subject: str,
+    subject: Annotated[str, Parameter(help="Where it goes, like images.cats.uploaded.")],
     data: Data = None,
     *,
     event: Payload = Payload(),  # noqa: B008  # frozen
@@ -46,6 +46,7 @@ def publish(
 
 async def _publish(subject: str, body: bytes, head: dict[str, str], *, id: str | None, wait: bool, where: Where, as_json: bool) -> int:
     from faas.client import connect
+    from faas.runs import ending
     from faas.subjects import problem_with
 
     wild = "*" in subject or ">" in subject
@@ -60,7 +61,7 @@ async def _publish(subject: str, body: bytes, head: dict[str, str], *, id: str |
             async for ticket, reply in outcomes:
                 rows.append(_row(ticket.function, reply))
                 if not as_json:
-                    print(f"{ticket.function}: {reply.outcome}{f' {reply.reason}' if reply.reason else ''}: ", end="", flush=True)
+                    print(f"{ticket.function}: {ending(reply.outcome, reply.reason, between=' ')}: ", end="", flush=True)
                     print_body(reply.body)
     if as_json:
         names = [ticket.function for ticket in sent.waiting]
@@ -92,7 +93,7 @@ class Call:
 
 
 def invoke(
-    function: str,
+    function: Name,
     data: Data = None,
     *,
     call: Call = Call(),  # frozen

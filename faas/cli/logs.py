@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import Json, Where
+from faas.cli.options import Json, Name, Where
 
 if TYPE_CHECKING:
     from faas.runs import LogLine
@@ -28,7 +28,7 @@ class Which:
 
 
 def logs(
-    function: str,
+    function: Name,
     *,
     which: Which = Which(),  # frozen
     where: Where = Where(),  # noqa: B008  # frozen

@@ -31,6 +31,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read has gone; nobody is left to tell
         sys.exit(FAILED)
+    except OSError as error:  # what was to be printed has no room, say
+        _fail("os_error", str(error), FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -24,7 +24,7 @@ _MAKE_SECRET = "mkdir -p -m 700 secrets && openssl rand -hex 32 | install -m 600
 
 
 def new(
-    name: str,
+    name: Annotated[str, Parameter(help="Of the function: a-z, then a-z, 0-9 and -.")],
     *,
     template: Annotated[str, Parameter(help=f"{', '.join(TEMPLATES)}.")] = "plain",
     functions: Annotated[Path, Parameter(help="Folder of the functions; made where there is none.")] = Path("functions"),

@@ -35,7 +35,9 @@ Environments = Annotated[
 class Addresses:
     """Where a node listens, and which bus it uses."""
 
-    nats: Annotated[str | None, Parameter(help="URL of a NATS server that is there already; else an embedded one is started.")] = None
+    nats: Annotated[
+        str | None, Parameter(help="URL of a nats-server that is there already, those of a cluster joined by commas; else an embedded one.")
+    ] = None
     bus: Annotated[str | None, Parameter(help="HOST:PORT of the embedded server, default 127.0.0.1:4222; port 0 chooses.")] = None
     http: Annotated[str, Parameter(help="HOST:PORT of /healthz, /readyz and /metrics; port 0 chooses.")] = "127.0.0.1:8080"
 

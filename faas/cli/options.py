@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 State = Annotated[Path, Parameter(name="--state", help="State folder of the node.")]
+Name = Annotated[str, Parameter(help="The function, as `faas functions` lists it.")]
+Id = Annotated[str, Parameter(help="The invocation's id, as `faas runs` and `faas invoke --async` print it.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 Data = Annotated[str | None, Parameter(help="The payload: text, @FILE, or - for standard input.", allow_leading_hyphen=True)]
 
@@ -34,7 +36,9 @@ WIDTH = 160
 class Where:
     """Which bus a verb speaks to."""
 
-    nats: Annotated[str | None, Parameter(help="URL of the bus; else FAAS_NATS, else the node of --state.")] = None
+    nats: Annotated[
+        str | None, Parameter(help="URL of the bus, those of a cluster joined by commas; else FAAS_NATS, else the node of --state.")
+    ] = None
     state: Annotated[Path, Parameter(help="State folder of the node.")] = DEFAULT_STATE
 
 
@@ -63,6 +67,8 @@ def payload(data: str | None) -> tuple[bytes, str]:
     if LIKE_AN_OPTION.fullmatch(data) and "--" not in sys.argv:
         raise ConfigInvalid(f"{data[:80]!r} is no option of this verb; data that begins like one stands behind --")
     if data == "-":
+        if sys.stdin is None:
+            raise ConfigInvalid("standard input is closed, and - reads it; give the payload itself, or @FILE")
         return _guessed(sys.stdin.buffer.read())
     if data.startswith("@"):
         try:

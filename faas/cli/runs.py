@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from faas.cli.options import Json, Where, console, print_json
+from faas.cli.options import Id, Json, Where, console, print_json
 from faas.units import format_cost, format_duration, format_size
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def runs(
 
 
 def why(
-    invocation: Annotated[str, Parameter(help="The invocation, as `faas invoke --async` and `faas runs` print it.")],
+    invocation: Id,
     *,
     where: Where = Where(),  # noqa: B008  # frozen
     json: Json = False,
@@ -109,7 +109,9 @@ def _print_table(found: list[Run]) -> None:
 
 
 def _end(run: Run | Try) -> str:
-    return " ".join(filter(None, (run.outcome or "open", run.reason)))
+    from faas.runs import ending
+
+    return ending(run.outcome or "open", run.reason, between=" ")
 
 
 def _us(microseconds: int) -> str:

@@ -51,11 +51,10 @@ Example: faas runs --function hello --outcome failed --since 1h""",
 
 Waiting: in the stream, in a back-off, or in the queue of a node and for what. Ended: each attempt with its reason.
 
-Example: faas why INVOCATION""",
+Example: faas why kd3w7mnxq4r2apfz6ytb5hcj2e""",
     "faas.cli.new:new": """Make a function folder that runs as it is: handler, function.toml, example event, test.
 
-Templates: plain (a function), class (loads once, answers often), stream (a generator), async, torch (a model, on a GPU where there is one),
-schedule (runs by the clock).
+Templates: plain (a function), class (loads once, answers often), stream (a generator), async, webhook (events by HTTP), schedule (runs by the clock), torch (a model, on a GPU where there is one).
 
 Example: faas new thumb --template class""",
     "faas.cli.functions:functions": """List what the registry has and every node serves, the invalid ones with what is wrong; with a name, show one in full.
@@ -65,14 +64,14 @@ In full: every key as it is in effect, the environment, and the JSON Schema of w
 Example: faas functions hello""",
     "faas.cli.deploy:remove": """Withdraw a function from all nodes: it takes nothing new, and what it has accepted waits until it is back.
 
-With --purge what waits is dropped, and every version that it had. A node whose folder still has the function deploys it again
-at its next start only where it has changed there, or was purged.
+With --purge what waits is dropped, and every version that it had. A node whose folder still has the function deploys it again at its next start only where it has changed there, or was purged.
 
 Example: faas functions remove hello""",
     "faas.cli.deploy:deploy": """Have the functions of a folder served by every node of the bus, from now on.
 
-Only what differs from the version that is served is deployed; a function that is not in the folder is left as it is. Of two that
-deploy one function in the same moment one is told so, and exits 1.
+Only what differs from the version that is served is deployed; a function that is not in the folder is left as it is.
+
+Of two that deploy one function in the same moment one is told so, and exits 1.
 
 Example: faas deploy functions hello""",
     "faas.cli.deploy:rollback": """Have an earlier version of a function served; without one, the version before. Brings a withdrawn function back too.

@@ -271,7 +271,9 @@ class WorkerPool:
             turn.set_result(served)
 
     def _may_start(self, flow: Flow) -> bool:
-        served = self._served[flow]
+        served = self._served.get(flow)
+        if served is None:
+            return False  # withdrawn in the moment in which its last turn was given up, which takes itself out
         if served.leased >= served.function.spec.scale.max_workers:
             return False
         return bool(served.idle) or served.bound or served.promised or served.sandboxes.has_room

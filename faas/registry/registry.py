@@ -6,6 +6,7 @@ start of a node with a folder of its own. Knows no folder and no worker.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 
@@ -18,7 +19,7 @@ from faas.bus.connection import Bus
 from faas.bus.keyvalue import Entry, KeyValue
 from faas.bus.objects import ObjectStore
 from faas.errors import AlreadyStored, DeployRefused, NoSuchFunction, PayloadLost, SpecInvalid
-from faas.model import FunctionVersion
+from faas.model import NAME_PATTERN, FunctionVersion
 from faas.registry.bundle import FOLDER_LIMIT_BYTES
 from faas.registry.packing import pack
 from faas.triggers import Trigger
@@ -217,6 +218,8 @@ class Registry:
         return DeployRefused(f"{key[1]} was {what} in the same moment; look at `faas functions {key[1]}`, and try again")
 
     async def _read(self, key: Key) -> tuple[Entry | None, Registration | None]:
+        if not all(re.fullmatch(NAME_PATTERN, name) for name in key):
+            return None, None  # a wildcard would find another function, and what is then written would be nobody's
         entry = await self._entries.entry(".".join(key))
         return entry, _registration(entry) if entry is not None else None
 

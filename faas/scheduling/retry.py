@@ -18,6 +18,15 @@ DELIVERIES_BEYOND_ATTEMPTS = 20
 """Drains and node deaths use up deliveries without being attempts; so many more than `max_attempts` end as `fate_unknown`."""
 
 
+FIRST_GIVEN_BACK_S, LAST_GIVEN_BACK_S = 1.0, 60.0
+"""Of a delivery whose end could not be written: a bus that ails for a quarter of an hour must not use up its deliveries."""
+
+
+def given_back_s(deliveries: int) -> float:
+    """After so many seconds a delivery comes again that ended nowhere; `deliveries` counts this one. Doubled each time."""
+    return min(LAST_GIVEN_BACK_S, FIRST_GIVEN_BACK_S * 2.0 ** min(deliveries - 1, 10))
+
+
 def delay_s(policy: RetryPolicy, ended: Ended, *, attempts: int, random: float) -> float | None:
     """Seconds until the next attempt, or None where this end is final.
 

@@ -199,3 +199,19 @@ async def test_the_limits_of_the_node_hold_for_what_comes_from_elsewhere(tmp_pat
         unpack(pack(function), function.version, small, mounts=())
     with pytest.raises(SpecInvalid, match="no profile 'standard'"):
         unpack(pack(function), function.version, {}, mounts=())
+
+
+@pytest.mark.parametrize("name", ["*", ">", "f.*", "", "F", "\udcff"])
+async def test_what_is_no_name_is_nobodys_registration(registry: Registry, tmp_path: Path, tenant: str, name: str) -> None:
+    """A wildcard finds whatever was deployed last, and would be written down as a function of its own."""
+    function = version(tmp_path, tenant, 1)
+    await registry.deploy(function, by="me")
+    await registry.deploy(version(tmp_path, tenant, 2), by="me")
+    before, standing = await served(registry, tenant), await registry.standing()
+
+    with pytest.raises(NoSuchFunction):
+        await registry.withdraw((tenant, name), by="me")
+    with pytest.raises(NoSuchFunction):
+        await registry.roll_back((tenant, name), by="me")
+    assert await registry.forget((tenant, name)) is None
+    assert (await served(registry, tenant), await registry.standing()) == (before, standing)

@@ -72,6 +72,22 @@ async def test_whoever_waits_for_a_withdrawn_function_is_told_at_once(tmp_path: 
         await every_slot_is_free(workers, other, 2)
 
 
+async def test_a_turn_given_up_as_its_function_goes_harms_nobody(tmp_path: Path) -> None:
+    """A cancelled event and a removed function in one turn of the loop: the slot that is free then goes to another function."""
+    one, other = function("one", max_workers=1), function("other")
+    async with pool(tmp_path, one, other, slots=1) as workers:
+        running = await loaded(workers, other)
+        waiting = asyncio.ensure_future(workers.acquire(one.key))
+        await asyncio.wait([waiting], timeout=0.05)
+        waiting.cancel()
+        workers.withdraw(one.key)
+        running.__exit__(None, None, None)
+        with pytest.raises((asyncio.CancelledError, Draining)):
+            await waiting
+        with await loaded(workers, other):
+            pass
+
+
 async def test_a_withdrawn_function_can_come_back(tmp_path: Path) -> None:
     """With nothing left of what it was."""
     one = function("one")

@@ -145,7 +145,7 @@ async def test_the_verb_says_what_became_of_it(node: Node, client: Client) -> No
 
     assert await command("cancel", ticket.invocation, "--nats", url) == (0, f"{ticket.invocation}: cancelled\n", "")
     code, _, err = await command("cancel", ticket.invocation, "--nats", url)
-    assert (code, "too late, it has cancelled" in err) == (1, True)
+    assert (code, "too late, it has ended as cancelled" in err) == (1, True)
     code, out, _ = await command("cancel", "b" * 26, "--json", "--nats", url)
     assert (code, json.loads(out)["known"]) == (1, False)
     code, _, err = await command("cancel", "x", "--nats", url)

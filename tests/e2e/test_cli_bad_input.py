@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,34 @@ async def test_what_a_function_says_does_not_command_the_terminal(node: Node) ->
     assert (code, out) == (1, "")
     assert r"\x1b]0;owned\x07\x1b[2Jgone" in err
     assert all(ch.isprintable() or ch == "\n" for ch in err)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dlq", "list", "--since", "999999999d"),
+        ("logs", "double", "--since", "999999d"),
+        ("invoke", "double", '{"n": 1}', "--timeout", "9999999d"),
+    ],
+)
+async def test_a_duration_beyond_all_dates_is_only_a_long_one(node: Node, words: tuple[str, ...]) -> None:
+    """Whoever means "everything" or "without end" types a large number."""
+    code, _, err = await command(*words, "--nats", node.info["nats"])
+
+    assert code == 0
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("functions --nats {nats} >/dev/full", "No space left"), ("publish exits.double - --nats {nats} <&-", "standard input is closed")],
+)
+async def test_a_stream_that_cannot_be_used_is_told_in_a_sentence(node: Node, words: str, said: str) -> None:
+    """A full disk and a job without standard input are everyday."""
+    line = f"{sys.executable} -m faas {words.format(nats=node.info['nats'])}"
+    process = await asyncio.create_subprocess_shell(line, stderr=asyncio.subprocess.PIPE)
+    _, err = await process.communicate()
+
+    assert process.returncode in (1, 2)
+    assert said in err.decode()
+    assert "Traceback" not in err.decode()

@@ -159,6 +159,8 @@ async def test_the_list_is_a_table_for_people(node: Node) -> None:
         (("runs", "x" * 26), 1, "no invocation"),
         (("why", "x" * 26), 1, "no invocation"),
         (("why", "a.b"), 2, "is no invocation"),
+        (("why", "nope"), 2, "has 26 letters and digits, as `faas runs`"),
+        (("runs", "nope"), 2, "is no invocation"),
         (("runs", "--since", "yesterday"), 2, "is no moment"),
         (("runs", "--outcome", "sad"), 2, "is none; open, cancelled"),
         (("runs", "--limit", "0"), 2, "between 1 and 500"),
@@ -237,7 +239,21 @@ async def test_a_long_back_off_says_until_when_and_is_open(node: Node, client: f
     assert said.because.startswith("it is in a back-off until 20")
     assert found[f"faas_conservation_imbalance{key}"] == 0
     assert cancelled.cancelled
-    assert (await until(client, ticket.invocation, "ended")).outcome == "cancelled"
+    assert (ended := await until(client, ticket.invocation, "ended")).outcome == "cancelled"
+    assert "cancelled: cancelled" not in ended.because
+
+
+async def test_a_cancelled_run_says_so_once(node: Node, client: faas.client.Client) -> None:
+    """Its outcome and its reason are one word; both of them read like a mistake."""
+    ticket = await client.submit("later", 2)
+    await until(client, ticket.invocation, "waiting")
+    await client.cancel(ticket)
+    await until(client, ticket.invocation, "ended")
+    _, listed, _ = await command("runs", "--outcome", "cancelled", "--limit", "1", *where(node))
+    _, shown, _ = await command("runs", ticket.invocation, *where(node))
+
+    assert listed.split().count("cancelled") == 1
+    assert shown.splitlines()[0].endswith(": cancelled: somebody cancelled it")
 
 
 async def test_an_end_is_explained_by_the_chain_of_its_attempts(node: Node) -> None:

@@ -39,6 +39,7 @@ def test_every_help_begins_with_a_sentence_and_ends_with_an_example(text: str) -
     assert first.endswith(".")
     assert "\n" not in first
     assert last.startswith("Example: faas ")
+    assert all("\n" not in paragraph for paragraph in text.split("\n\n"))  # wrapped where the terminal ends, not where ours did
 
 
 def test_the_overview_names_every_verb_within_its_width(monkeypatch: pytest.MonkeyPatch) -> None:

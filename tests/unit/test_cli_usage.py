@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import pytest
 
 from faas.cli.main import main
 from faas.cli.usage import NOT_YET
-from faas.cli.verbs import verbs
+from faas.cli.verbs import application, verbs
 
 
 def said(line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
@@ -62,3 +63,12 @@ def test_a_mistyped_option_is_never_sent_as_data(monkeypatch: pytest.MonkeyPatch
 def test_what_is_planned_is_no_verb_yet() -> None:
     """Else a verb that works would be refused where another is mistyped."""
     assert NOT_YET.isdisjoint(verbs())
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_argument_of_a_verb_says_what_it_is(verb: str) -> None:
+    """A required NAME without a word beside it leaves people to guess where names come from."""
+    app = functools.reduce(lambda app, word: app[word], verb.split(), application())
+    arguments = app.assemble_argument_collection(parse_docstring=False) if app.default_command else []
+
+    assert [argument.name for argument in arguments if argument.show and not argument.parameter.help] == []

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faas.model import OUTCOME_OF_REASON, Ended, RetryPolicy
-from faas.scheduling.retry import delay_s
+from faas.scheduling.retry import DELIVERIES_BEYOND_ATTEMPTS, LAST_GIVEN_BACK_S, delay_s, given_back_s
 from faas.units import Duration
 
 
@@ -54,3 +54,13 @@ def test_back_off_lies_between_zero_and_its_bounds(attempts: int, random: float,
 
     assert delay is not None
     assert 0 <= delay <= min(top, backoff * 2.0 ** min(attempts - 1, 62))
+
+
+def test_a_delivery_that_ended_nowhere_waits_longer_each_time() -> None:
+    """Twenty of them last a quarter of an hour: a bus that ails for minutes costs no event its outcome."""
+    waits = [given_back_s(deliveries) for deliveries in range(1, DELIVERIES_BEYOND_ATTEMPTS + 1)]
+
+    assert waits[:3] == [1.0, 2.0, 4.0]
+    assert waits == sorted(waits)
+    assert sum(waits) > 15 * 60 > waits[-1]
+    assert given_back_s(10_000) == LAST_GIVEN_BACK_S
