@@ -30,7 +30,6 @@ SENT_AT_ONCE = 16
 """Large results on their way out; each holds some 4 MiB."""
 STALLED_S = 60.0
 """A reader that takes nothing for so long is gone."""
-LOST = ("502", "the bus was away, and no node has this invocation any more; it may have run")
 _KEPT_BACK = {"faas-usage", "faas-object", "ce-datacontenttype", "ce-dataref"}
 """What an outcome has and a response has not: more than clients take in a header, names of what is fetched here, and `Content-Type` by another name."""
 
@@ -165,7 +164,7 @@ def refusal_of(message: Message) -> Refusal | None:
         return None
     if headers.get("Nats-Service-Error-Code") == "503":
         return Refusal(503, "no_capacity", "no node takes more at this moment; ask again")
-    if headers.get("Nats-Service-Error-Code") == LOST[0]:
+    if headers.get("Nats-Service-Error-Code") == "502":  # gateway/calls.py
         return Refusal(502, "fate_unknown", headers.get("Nats-Service-Error", ""))
     return Refusal(502, "error", headers.get("Nats-Service-Error", "the answer is no outcome; the nodes' logs say why")[:300])
 

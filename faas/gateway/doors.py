@@ -16,6 +16,7 @@ from faas.config import HttpConfig
 from faas.errors import FaasError
 from faas.gateway.answers import Answering
 from faas.gateway.asking import Asking
+from faas.gateway.calls import Calls
 from faas.gateway.invocations import Invocations
 from faas.gateway.invoke import Invoking
 from faas.gateway.server import Gateway
@@ -38,19 +39,21 @@ class Doors:
     async def open(cls, gateway: Gateway, bus: Bus, config: HttpConfig, *, node: str, state: Path) -> AsyncIterator[Doors]:
         async with asyncio.TaskGroup() as group:
             asking, answering, tapes = Asking(bus, node), Answering(bus), Tapes(bus, group=group)
-            streams = Streams(bus, asking=asking, answering=answering, tapes=tapes)
+            calls = Calls(bus, asking, group=group)
+            streams = Streams(bus, asking=asking, answering=answering, calls=calls, tapes=tapes)
             bodies = Bodies(config, Payloads(bus), folder=state / FOLDER)
-            invoking = Invoking(bus, bodies, asking=asking, answering=answering, streams=streams, group=group)
+            invoking = Invoking(bus, bodies, asking=asking, answering=answering, streams=streams, calls=calls)
             invocations = Invocations(asking=asking, answering=answering, streams=streams)
-            bus.on_reconnect.append(invoking.look_after_reconnect)
+            bus.on_reconnect.append(calls.look_again)
             try:
                 gateway.add([*invoking.routes(), *invocations.routes()])
                 yield cls(asking)
             finally:
-                bus.on_reconnect.remove(invoking.look_after_reconnect)
+                bus.on_reconnect.remove(calls.look_again)
                 with suppress(FaasError):
                     await bus.fence(timeout_s=1.0)  # answers that were sent have come
                 tapes.close()
+                calls.close()
 
     def stop(self) -> None:
         """Nobody new comes in; who follows what will not end here is let go."""

@@ -19,9 +19,10 @@ from aiohttp import web
 from faas import subjects
 from faas.bus.connection import Bus, NoStream, encode_head
 from faas.envelope import Ticket, completed, outgoing
-from faas.errors import BusUnavailable, FaasError
-from faas.gateway.answers import LOST, Answer, Answering, refusal_of
+from faas.errors import BusUnavailable
+from faas.gateway.answers import Answer, Answering, refusal_of
 from faas.gateway.asking import Asking, Place, StateDocument
+from faas.gateway.calls import Calls
 from faas.gateway.incoming import HEAD_BYTES, Preference, control_of, head_of, is_structured, preference_of, wants_stream
 from faas.gateway.problems import Refusal
 from faas.gateway.routes import Call, Route
@@ -38,8 +39,6 @@ AGAIN_TIMES, AGAIN_S = 20, 0.1
 CALL_KEPT_S = 3600.0
 EVENT_KEPT_S = 8 * 86_400 + 3600.0
 """As long as an event can wait, and a little more."""
-LOST_S = 3.0
-"""After the connection is back: for the other nodes to be back too, before a call that none of them has is given up."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -61,14 +60,11 @@ class Request:
 
 
 class Invoking:
-    """The route. `group` runs what outlives a request."""
+    """The route."""
 
-    def __init__(
-        self, bus: Bus, bodies: Bodies, *, asking: Asking, answering: Answering, streams: Streams, group: asyncio.TaskGroup
-    ) -> None:
+    def __init__(self, bus: Bus, bodies: Bodies, *, asking: Asking, answering: Answering, streams: Streams, calls: Calls) -> None:
         self._bus, self._bodies, self._asking, self._answering = bus, bodies, asking, answering
-        self._streams, self._group = streams, group
-        self._calls: set[str] = set()  # where the answers go of calls that wait
+        self._streams, self._calls = streams, calls
 
     def routes(self) -> list[Route]:
         return [Route("POST", "/invoke/{tenant}/{function}", self.invoke, scope="invoke")]
@@ -114,43 +110,19 @@ class Invoking:
 
     async def _call(self, asked: Request) -> Answer | Refusal:
         """One request on the bus. Raises Refusal (404, 504), BusUnavailable."""
-        subject, reply_to = subjects.invoke(asked.tenant, asked.function), self._bus.new_reply()
-        until_monotonic = time.monotonic() + asked.wait_s
-        self._calls.add(reply_to)
-        try:
-            message = await self._bus.request(
-                subject, asked.data, head=encode_head(asked.head.items()), timeout_s=asked.wait_s, reply_to=reply_to
-            )
-        except NoStream:
-            raise unknown(asked.tenant, asked.function) from None
-        except BusUnavailable as error:
-            self._gone(reply_to)
-            if time.monotonic() < until_monotonic:
-                raise
-            raise Refusal(504, "timeout", "no answer came before the deadline") from error
-        except asyncio.CancelledError:
-            self._gone(reply_to)
-            raise
-        finally:
-            self._calls.discard(reply_to)
+        subject, until_monotonic = subjects.invoke(asked.tenant, asked.function), time.monotonic() + asked.wait_s
+        with self._calls.waiting(self._bus.new_reply()) as call:
+            try:
+                head = encode_head(asked.head.items())
+                message = await self._bus.request(subject, asked.data, head=head, timeout_s=asked.wait_s, reply_to=call.reply_to)
+            except NoStream:
+                raise unknown(asked.tenant, asked.function) from None
+            except BusUnavailable as error:
+                if time.monotonic() < until_monotonic:
+                    raise
+                raise Refusal(504, "timeout", "no answer came before the deadline") from error
+            call.answered = True
         return refusal_of(message) or Answer.of(message)
-
-    def _gone(self, reply_to: str) -> None:
-        """Nobody waits for this answer any more: whichever node has the call ends it as cancelled."""
-        with suppress(FaasError):
-            self._bus.publish_soon(subjects.GONE, reply_to.encode())
-
-    def look_after_reconnect(self) -> None:
-        """An answer, or the call itself, may have been lost with the connection: its client would wait for an hour."""
-        for reply_to in self._calls:
-            self._group.create_task(self._give_up_lost(reply_to))
-
-    async def _give_up_lost(self, reply_to: str) -> None:
-        await asyncio.sleep(LOST_S)
-        with suppress(FaasError):
-            if reply_to in self._calls and self._bus.connected and not await self._asking.answering(reply_to):
-                code, said = LOST
-                await self._bus.publish(reply_to, b"", head=encode_head([("Nats-Service-Error-Code", code), ("Nats-Service-Error", said)]))
 
     # ------------------------------------------------------------ durable
 

@@ -13,9 +13,10 @@ from aiohttp import web
 from faas import subjects
 from faas.bus.connection import NO_RESPONDERS, Bus, Message, encode_head
 from faas.bus.reading import messages_of
-from faas.errors import BusUnavailable, FaasError
+from faas.errors import BusUnavailable
 from faas.gateway.answers import Answer, Answering, refusal_of
 from faas.gateway.asking import Asking, Place, StateDocument, ended
+from faas.gateway.calls import Calls
 from faas.gateway.events import PING_S, Events
 from faas.gateway.problems import Refusal
 from faas.gateway.tapes import Heard, SlowReader, Tapes
@@ -42,8 +43,8 @@ class Asked(Protocol):
 class Streams:
     """`call` for a synchronous invocation, `follow` for a durable one."""
 
-    def __init__(self, bus: Bus, *, asking: Asking, answering: Answering, tapes: Tapes) -> None:
-        self._bus, self._asking, self._answering, self._tapes = bus, asking, answering, tapes
+    def __init__(self, bus: Bus, *, asking: Asking, answering: Answering, calls: Calls, tapes: Tapes) -> None:
+        self._bus, self._asking, self._answering, self._calls, self._tapes = bus, asking, answering, calls, tapes
 
     # ------------------------------------------------------------ synchronous
 
@@ -53,15 +54,15 @@ class Streams:
         reply_to = f"{inbox}.answer"
         head = encode_head({**asked.head, "Faas-Chunk-To": f"{inbox}.items"}.items())
         subject = subjects.invoke(asked.tenant, asked.function)
-        answered = False
         async with AsyncExitStack() as stack, Events.to(request) as events:
+            waiting = stack.enter_context(self._calls.waiting(reply_to))
             try:
                 await self._hear(stack, f"{inbox}.*", heard)
                 await self._bus.publish(subject, asked.data, head=head, reply=reply_to)
                 await self._bus.publish(subjects.ANSWERS, reply_to.encode(), reply=f"{inbox}.which")
                 async with asyncio.timeout(asked.wait_s):
                     answer = await self._until_answer(stack, events, heard, asked=asked)
-                answered = True
+                waiting.answered = True
                 if events.response is None:
                     return await self._answering.respond(request, answer, read_once=True)
                 if events.said is not None:
@@ -71,10 +72,6 @@ class Streams:
                 return await events.begin()
             except TimeoutError:
                 raise Refusal(504, "timeout", "no answer came before the deadline") from None
-            finally:
-                if not answered:
-                    with suppress(FaasError):
-                        self._bus.publish_soon(subjects.GONE, reply_to.encode())
 
     async def _until_answer(self, stack: AsyncExitStack, events: Events, heard: Heard, *, asked: Asked) -> Answer:
         while True:

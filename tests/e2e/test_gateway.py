@@ -203,7 +203,7 @@ async def test_an_event_comes_and_goes_in_structured_mode(door: Doors) -> None:
         ({"Faas_Chunk_To": "faas.outcome.default.double.x"}, b"1", (400, "event_invalid")),
         ({"Faas_Invocation": "a" * 26}, b"1", (400, "event_invalid")),
         ({"Faas_Timeout": "soon"}, b"1", (400, "event_invalid")),
-        ({"Content_Encoding": "gzip"}, b"1", (415, "unsupported_encoding")),
+        ({"Content_Encoding": "gzip"}, b"1", (415, "unsupported_coding")),
         ({"ce_data": "x" * 8000, "ce_more": "y" * 8000, "ce_even": "z" * 800}, b"1", (431, "headers_too_large")),
     ],
 )
