@@ -87,6 +87,23 @@ async def test_a_secret_of_another_tenant_is_not_there(node: Node) -> None:
     assert OTHER not in reply.data.decode() + str(head(reply))
 
 
+async def test_a_function_that_is_registered_under_one_tenant_and_is_anothers_is_not_served(node: Node) -> None:
+    """Who may write the entries of one tenant alone would else have the secrets of another by what its bundle says."""
+    bucket = await node.client.jetstream().key_value("FAAS_REGISTRY")
+    entry = json.loads((await bucket.get("acme.ours")).value or b"")
+    await bucket.put("default.ours", json.dumps({**entry, "tenant": "default"}).encode())
+    subject, reports = f"faas.node.{node.info['node']}.functions", {}
+    async with asyncio.timeout(8):
+        while ("default", "ours") not in reports:
+            answer = await node.client.request(subject, b"", timeout=5)
+            reports = {(report["tenant"], report["name"]): report for report in json.loads(answer.data)}
+
+    assert reports["default", "ours"]["state"] == "invalid"
+    assert "its bundle is of ours of tenant acme, and not of ours of default" in reports["default", "ours"]["error"]
+    assert reports["acme", "ours"]["state"] == "ready"
+    await bucket.delete("default.ours")
+
+
 async def test_a_missing_secret_ends_an_invocation_with_its_name_and_what_to_type(node: Node, root: Path) -> None:
     """Durable and synchronous alike; the function is served all the same, and runs once the secret is there."""
     reply, outcome = await node.request("misses", b"1"), await node.event("secrets.misses", b"1", id="missing-1")
