@@ -19,6 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from clustered import ClusteredWorld
 from test_clocks import HOUR_S, how, skewed
 from world import EXECUTED, World
 
@@ -31,13 +32,18 @@ OUTAGE_S = 5.0
 pytestmark = pytest.mark.timeout(90)
 
 
+def with_ticks(made: World) -> World:
+    """Instead of the functions of the other faults: one that only its schedule sets off."""
+    for folder in list(made.functions.iterdir()):
+        shutil.rmtree(folder)
+    made.function("ticks", EXECUTED.format(log=str(made.log)) + TICKS, SECONDLY)
+    return made
+
+
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with World(tmp_path, seed=12, environments="current") as made:
-        for name in list(made.functions.iterdir()):
-            shutil.rmtree(name)
-        made.function("ticks", EXECUTED.format(log=str(made.log)) + TICKS, SECONDLY)
-        yield made
+        yield with_ticks(made)
     assert made.left == []  # I4
 
 
@@ -61,9 +67,9 @@ async def until(world: World, wanted: Callable[[list[float]], bool], within_s: f
 
 
 async def more(world: World, count: int) -> list[float]:
-    """Wait for so many later times than now are there."""
+    """Wait for so many later times than there are now."""
     last = (await until(world, bool))[-1]
-    return await until(world, lambda times: sum(at > last for at in times) >= count)
+    return await until(world, lambda times: sum(at > last for at in times) >= count, within_s=60)
 
 
 def executions(world: World) -> Counter[str]:
@@ -115,6 +121,25 @@ async def test_while_no_node_runs_one_time_waits_and_the_others_are_gone(world: 
     assert len([at for at in times if before[-1] < at < started]) <= 3  # those until it was killed, and the one that was armed
     assert [gap for gap in gaps([at for at in times if at > started]) if gap[0] > started + 3] == []
     assert (await world.verdict()).broken == []
+
+
+async def test_f10_in_a_cluster_the_death_of_the_leader_fires_nothing_twice(tmp_path: Path) -> None:
+    """The next leader knows what was armed; times that nobody could arm while there was none are left out."""
+    world = ClusteredWorld(tmp_path, seed=10, environments="current")
+    async with world:
+        with_ticks(world)
+        for name in ("a", "b"):
+            await world.node(name)
+        await more(world, 3)
+        leader = await world.cluster.leader("FAAS_SCHEDULES")
+        await world.cluster.servers[leader].end()
+        await more(world, 4)
+        await world.cluster.start(leader)
+        times = await more(world, 4)
+
+        assert len(times) == len(set(times))
+        assert set(executions(world).values()) == {1}
+    assert world.left == []
 
 
 @pytest.mark.parametrize("how_it_goes", ["frozen", "killed"])
