@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -187,6 +187,39 @@ async def due(world: World) -> list[float]:
     ended = set(await fired(world))
     times = [datetime.fromisoformat(headers["Faas-First-Seen"]).timestamp() for headers, _ in there]
     return [at for at in times if at not in ended]
+
+
+async def test_f19_a_payload_at_the_boundary_fires_and_one_beyond_is_refused_where_it_is_declared(world: World) -> None:
+    """No event of it is ever made, so no connection can be cut for it."""
+    for name, size_bytes in (("fits", 8192), ("large", 8193), ("limited", 513)):
+        payload = f'payload = "{"x" * (size_bytes - 2)}"\n[limits]\npayload = "{"512B" if name == "limited" else "8KiB"}"\n'
+        world.function(name, "def handle(event, ctx):\n    return len(event)\n", SECONDLY + payload)
+    await world.node("a")
+    await more(world, 2)
+    results = {body for _, body in await world.read("FAAS_OUTCOMES", "faas.outcome.default.fits.*")}
+    log = (world.nodes["a"].state / "node.log").read_text()
+
+    assert results == {b"8190"}
+    assert [slot for slot in await armed(world) if "l" in slot.split(".")[3]] == []
+    assert "large/function.toml: line 8: trigger[1].payload: is more than the 8 KiB that all schedules of a function may have" in log
+    assert "limited/function.toml: line 8: trigger[1].payload: is more than the 512 B of limits.payload" in log
+
+
+async def test_f21_what_somebody_wrote_by_hand_silences_no_schedule_and_runs_nothing(world: World) -> None:
+    """Only the runtime and its operators write there; what fires of a slip of theirs is a dead letter."""
+    await world.node("a")
+    await more(world, 2)
+    before = len(executions(world))
+    await world.stream.publish("faas.schedule.default.ticks.0", b"no schedule")  # it has no time: it would stay for ever
+    at = datetime.fromtimestamp(time.time(), UTC).isoformat()
+    fires = {"Nats-Schedule": f"@at {at}", "Nats-Schedule-Target": "faas.due.default.ticks"}
+    await world.stream.publish("faas.schedule.default.ticks.x", b"not ours", headers=fires)
+    await more(world, 3)
+    letters = await world.read("FAAS_DEAD", "faas.dead.default.ticks")
+
+    assert [(headers["Faas-Reason"], body) for headers, body in letters] == [("event_invalid", b"not ours")]
+    assert len(executions(world)) > before
+    assert set(executions(world).values()) == {1}
 
 
 @pytest.mark.parametrize("by_s", [HOUR_S, -HOUR_S], ids=["fast", "slow"])
