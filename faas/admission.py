@@ -16,7 +16,7 @@ from faas.bus.cloudevents import decode
 from faas.bus.connection import Message, StoredMessage
 from faas.bus.pull import Delivery
 from faas.bus.schedules import due_of, event_head, is_due
-from faas.identity import invocation_id, random_invocation_id
+from faas.identity import id_of, random_invocation_id
 from faas.invocation import Invocation
 from faas.model import Control, Due, Event, EventInvalid, FunctionVersion
 from faas.security.tenants import Tenants
@@ -46,7 +46,7 @@ def of_delivery(delivery: Delivery, function: FunctionVersion, *, now: float, te
     if due is not None:
         return _bounded(_due_invocation(due, function, event, control=control, now=now), tenants)
     invocation = _invocation(
-        invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id),
+        id_of(spec.tenant, spec.name, event, control=control),
         function,
         event,
         control=control,

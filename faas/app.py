@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -26,13 +25,14 @@ from faas.bus.connection import Bus, Message
 from faas.bus.disk import DiskWatch
 from faas.bus.janitor import Janitor
 from faas.bus.keeper import StreamKeeper
+from faas.bus.keys import Keys
 from faas.bus.letters import Letters
 from faas.bus.logs import LogLines
 from faas.bus.outcomes import Outcomes
 from faas.bus.payloads import Payloads
 from faas.bus.pull import Heartbeats
 from faas.bus.schedules import Schedules
-from faas.bus.server import EmbeddedServer
+from faas.bus.server import reached
 from faas.bus.service import Service
 from faas.bus.speech import Speech
 from faas.cancelling import Cancelling
@@ -51,6 +51,7 @@ from faas.gateway.routes import Route
 from faas.gateway.server import Gateway, is_loopback
 from faas.gateway.webhooks import Webhooks
 from faas.intake import Drained, Intake
+from faas.keyed import KeyedCalls
 from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.attempt import Attempts
 from faas.pool.grants import Grants
@@ -126,12 +127,14 @@ async def running(
             for error in broken:
                 log.error("profile.invalid", error=str(error))
             folder = await asyncio.to_thread(_read_folder, config, profiles)
-            url, token, server = await stack.enter_async_context(_bus_address(config))
+            url, token, server = await stack.enter_async_context(
+                reached(config.bus, nats=config.nats, state=config.state.absolute(), address=config.bus_address)
+            )
             bus = await stack.enter_async_context(_bus(config, url))
             missing.remove("bus")
             store_bytes = server.store_bytes if server is not None else None
-            doors = await stack.enter_async_context(Doors.open(gateway, bus, config.http, node=config.node, state=config.state))
-            node = await stack.enter_async_context(_Node.open(config, bus, on_build or tell_build, provider=provider))
+            doors = await stack.enter_async_context(_doors(config, gateway, bus, keys=(keys := Keys(bus))))
+            node = await stack.enter_async_context(_Node.open(config, bus, on_build or tell_build, provider=provider, keys=keys))
             place = node.place(folder, profiles, eager=eager, store_bytes=store_bytes)
             await stack.enter_async_context(node.serving(place))
             await stack.enter_async_context(StreamKeeper.open(bus, node.declare, forget=node.forget))
@@ -166,6 +169,10 @@ async def _gateway(config: Config, missing: list[str]) -> AsyncIterator[Gateway]
         yield gateway
 
 
+def _doors(config: Config, gateway: Gateway, bus: Bus, *, keys: Keys) -> AbstractAsyncContextManager[Doors]:
+    return Doors.open(gateway, bus, config.http, node=config.node, state=config.state, keys=keys)
+
+
 def _info(config: Config, reports: list[FunctionReport], *, url: str, token: str, http: str) -> NodeInfo:
     names = tuple(report.name for report in reports if report.state == "ready")
     return NodeInfo(node=config.node, pid=os.getpid(), nats=url, token=token, http=http, pool="process", functions=names)
@@ -198,7 +205,7 @@ class _Node:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: Config, bus: Bus, on_build: OnBuild, *, provider: Secrets) -> AsyncIterator[_Node]:
+    async def open(cls, config: Config, bus: Bus, on_build: OnBuild, *, provider: Secrets, keys: Keys) -> AsyncIterator[_Node]:
         """Bottom-up: usage, backend, pool, dispatcher, intake; leaving it drains in the other order."""
         captured: dict[str, str] = {}
         async with AsyncExitStack() as stack:
@@ -218,7 +225,7 @@ class _Node:
             payloads = Payloads(bus)
             large = LargeBodies(payloads, outcomes.inline_limit_bytes, outcome_retention_s=config.bus.outcome_retention_s)
             attempts = _attempts(config, large, pool=pool, speech=speech)
-            dispatcher = _dispatcher(bus, attempts, outcomes, speech=speech, usage=usage, captured=captured)
+            dispatcher = _dispatcher(bus, attempts, outcomes, speech=speech, usage=usage, captured=captured, keys=keys)
             questions = await stack.enter_async_context(
                 Questions.open(
                     bus, config.node, database=config.state / "runs.db", tally=attempts.tally, pool=pool, unended=dispatcher.unended
@@ -234,6 +241,7 @@ class _Node:
             node._webhooks = Webhooks(EventStore(bus, payloads), provider, config.http, tenants=bool(Tokens(config.tenants)))
             node._cancelling = cancelling
             cancelling.functions = node._function
+            keys.is_open = cancelling.is_open
             node._not_enforced = tuple(sorted({"memory", "cpus", "pids"} - backend.enforced))
             yield node
 
@@ -350,10 +358,11 @@ def _attempts(config: Config, large: LargeBodies, *, pool: WorkerPool, speech: S
 
 
 def _dispatcher(
-    bus: Bus, attempts: Attempts, outcomes: Outcomes, *, speech: Speech, usage: UsageRecords, captured: dict[str, str]
+    bus: Bus, attempts: Attempts, outcomes: Outcomes, *, speech: Speech, usage: UsageRecords, captured: dict[str, str], keys: Keys
 ) -> Dispatcher:
     letters, schedules = Letters(bus), Schedules(bus)
     dispatcher = Dispatcher(attempts, outcomes, letters=letters, schedules=schedules, speech=speech, usage=usage, captured=captured)
+    dispatcher.keyed = KeyedCalls(bus, keys, outcomes=outcomes, speech=speech)
     dispatcher.now = bus.now
     return dispatcher
 
@@ -383,15 +392,3 @@ async def _bus(config: Config, url: str) -> AsyncIterator[Bus]:
     """The connection, which knows the bus's time."""
     async with Bus.open(url, node=config.node) as bus, clock.ClockWatch.open(bus):
         yield bus
-
-
-@asynccontextmanager
-async def _bus_address(config: Config) -> AsyncIterator[tuple[str, str, EmbeddedServer | None]]:
-    """(URL, token, embedded server): of the server that was given, which is nobody's here, else of an embedded one."""
-    if config.nats:
-        yield config.nats, "", None
-        return
-    token = secrets.token_urlsafe(24)
-    host, port = config.bus_address
-    async with EmbeddedServer.open(config.bus, state=config.state.absolute(), host=host, port=port, token=token) as server:
-        yield server.url, token, server

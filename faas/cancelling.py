@@ -26,7 +26,7 @@ from faas.bus.outcomes import Outcomes
 from faas.bus.reading import messages_of
 from faas.bus.schedules import due_of, is_due
 from faas.errors import BusUnavailable, FaasError
-from faas.identity import invocation_id
+from faas.identity import id_of
 from faas.model import NAME_PATTERN, Ended, EventInvalid, FunctionSpec, FunctionVersion, Outcome, Phases
 from faas.runs import Cancelled
 from faas.unended import Held, Unended
@@ -171,6 +171,13 @@ class Cancelling:
         found = await self._outcomes.find(tenant, function, invocation, leader=True)
         return Cancelled(cancelled=False, outcome=found.outcome if found is not None else "")
 
+    async def is_open(self, tenant: str, function: str, invocation: str) -> bool:
+        """Whether a node holds it, or its event waits in a stream. Raises BusUnavailable."""
+        if self._unended.holds(invocation) is not None or await self._held_elsewhere(invocation) is not None:
+            return True
+        served = self.functions((tenant, function))
+        return served is not None and bool(await self._waits(served.spec, invocation))
+
     async def _held_elsewhere(self, invocation: str) -> Held | None:
         """What another node says that holds it."""
         heard: asyncio.Queue[bytes] = asyncio.Queue()
@@ -210,8 +217,8 @@ def _identity(message: StoredMessage, spec: FunctionSpec, stream: str) -> tuple[
     decoded = decoded_event(message, own, source=stream, event_id=f"{message.sequence}.{_ns(stamp)}")
     if isinstance(decoded, EventInvalid):
         return "", ""
-    event, _ = decoded
-    return invocation_id(spec.tenant, spec.name, source=event.source, event_id=event.id), event.id
+    event, control = decoded
+    return id_of(spec.tenant, spec.name, event, control=control), event.id
 
 
 _PLACE = frozenset(

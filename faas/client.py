@@ -6,10 +6,8 @@ A foreign program on the bus: it runs functions and waits, hands in durable even
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,26 +18,19 @@ from nats.aio.client import Client as NatsClient
 
 from faas import subjects
 from faas.calling.cancels import cancel, function_of
+from faas.calling.checks import check_invocation, check_name, deadline_in, keyed, seconds_of
 from faas.calling.connection import PAUSE_S, QUESTION_S, Connection, open_connection
 from faas.calling.flows import in_order, items_of, lines_of
 from faas.calling.history import RunInFull, Why, in_full, moment_of, told
 from faas.calling.letters import Letter, Which, letters, redrive, remove
 from faas.calling.outcomes import listening, outcomes_of
-from faas.calling.payloads import CALL_KEPT_S, carried, fetched, send, store
+from faas.calling.payloads import CALL_KEPT_S, EVENT_KEPT_S, carried, fetched, send, store
 from faas.envelope import Outgoing, Published, Reply, Ticket, completed, encode, outgoing
 from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
-from faas.model import NAME_PATTERN, OUTCOME_OF_REASON, FunctionReport
+from faas.model import OUTCOME_OF_REASON, FunctionReport
 from faas.runs import RUNS_LIMIT, Cancelled, Filter, LogLine, Run
-from faas.units import Duration
 
-ANSWER_S = 3600.0
-"""Without a timeout: the function's own clocks end a call long before, unless its node is gone."""
-SLACK_S = 5.0
-"""Beyond a deadline: for the answer that says so."""
-LONGEST_S = 1e9  # no date is further away than this, and no function may take as long
 LISTED = "`faas functions` lists what there is, and a node finds a new function when it starts"
-_NAME = re.compile(NAME_PATTERN)
-_INVOCATION = re.compile(r"[a-z2-7]{26}")
 
 
 class Client:
@@ -65,13 +56,15 @@ class Client:
         tenant: str = "default",
         timeout: str | float | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
         """Run a function and wait for its result. `timeout` ("10s", or seconds) bounds the whole call.
 
+        Whoever repeats an `idempotency_key` within a day gets the outcome of the first call with it, which runs once.
         Raises InvocationFailed where it ends as anything but succeeded, NoSuchFunction where nobody has it.
         """
         body, head = encode(data, headers or {})
-        reply = await self.request(function, body, tenant=tenant, timeout=timeout, headers=head)
+        reply = await self.request(function, body, tenant=tenant, timeout=timeout, headers=head, idempotency_key=idempotency_key)
         return reply.result
 
     async def request(
@@ -82,20 +75,22 @@ class Client:
         tenant: str = "default",
         timeout: str | float | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Reply:
         """Run a function on a body as it is, and wait for its answer, whatever end it names."""
-        _check_name(function, tenant)
+        check_name(function, tenant)
         body, head = encode(body, completed(headers or {}))
-        wait_s = _deadline(head, timeout)
+        wait_s, kept = deadline_in(head, timeout), keyed(head, idempotency_key)  # kept: for whoever repeats it
         subject = subjects.invoke(tenant, function)
+        kept_s = EVENT_KEPT_S if kept else min(CALL_KEPT_S, wait_s)
         try:
             async with asyncio.timeout(wait_s):
-                body, head = await carried(self._connection, subject, body, headers=head, kept_s=min(CALL_KEPT_S, wait_s), once=True)
+                body, head = await carried(self._connection, subject, body, headers=head, kept_s=kept_s, once=True)
                 while True:
                     message = await self._connection.ask(subject, body, head, wait_s=wait_s)
                     answer = message.headers or {}
                     if "Faas-Outcome" in answer or answer.get("Nats-Service-Error-Code") != "503":
-                        return await fetched(self._connection, Reply(answer, message.data), read_once=True)
+                        return await fetched(self._connection, Reply(answer, message.data), read_once=not kept)
                     await asyncio.sleep(PAUSE_S)  # nothing was started; another node, or the next start, answers
         except TimeoutError:
             raise BusUnavailable(f"no answer from {function} within {wait_s:g} s") from None
@@ -122,7 +117,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Ticket:
         """Hand in a durable invocation: once this returns it will have exactly one outcome. The same `id` again is the same invocation."""
-        _check_name(function, tenant)
+        check_name(function, tenant)
         event = outgoing(subjects.submit(tenant, function), data, headers or {}, id=id)
         try:
             await store(self._connection, subjects.submit(tenant, function), event, once=True)
@@ -136,7 +131,7 @@ class Client:
             raise ConfigInvalid(
                 f"{str(ticket)[:80]!r} is no ticket; give what submit returned, or faas.Ticket(tenant, function, invocation)"
             )
-        async with asyncio.timeout(_seconds(wait, "wait")), listening(self._connection, [ticket]) as heard:
+        async with asyncio.timeout(seconds_of(wait, "wait")), listening(self._connection, [ticket]) as heard:
             return await anext(reply async for _, reply in outcomes_of(self._connection, [ticket], heard))
 
     async def publish(
@@ -185,9 +180,9 @@ class Client:
         JSON items are values, text is str, everything else bytes. Raises InvocationFailed behind the last item where the function fails:
         it is not run again once an item is out.
         """
-        _check_name(function, tenant)
+        check_name(function, tenant)
         body, head = encode(data, completed(headers or {}))
-        wait_s = _deadline(head, timeout)
+        wait_s = deadline_in(head, timeout)
         subject = subjects.invoke(tenant, function)
         body, head = await carried(self._connection, subject, body, headers=head, kept_s=min(CALL_KEPT_S, wait_s), once=True)
         async for item in items_of(self._connection, subject, body, head=head, wait_s=wait_s):
@@ -223,11 +218,11 @@ class Client:
 
         `since` ("10m", or seconds) leaves out what is older.
         """
-        _check_name(function, tenant)
+        check_name(function, tenant)
         if invocation:
-            _check_invocation(invocation)
+            check_invocation(invocation)
         subject = subjects.log(tenant, function, invocation or "*")
-        async for line in lines_of(self._connection, subject, follow=follow, since_s=None if since is None else _seconds(since, "since")):
+        async for line in lines_of(self._connection, subject, follow=follow, since_s=None if since is None else seconds_of(since, "since")):
             yield line
 
     async def runs(
@@ -261,12 +256,12 @@ class Client:
 
     async def run(self, invocation: str) -> RunInFull:
         """One invocation in full: its attempts and what they used, its dead letter, and what a node does with it now. Raises NoSuchInvocation."""
-        _check_invocation(invocation)
+        check_invocation(invocation)
         return (await in_full(self._connection, invocation))[0]
 
     async def why(self, invocation: str) -> Why:
         """Why an invocation waits, runs, or ended as it did. Raises NoSuchInvocation."""
-        _check_invocation(invocation)
+        check_invocation(invocation)
         return (await in_full(self._connection, invocation))[1]
 
     async def cancel(self, invocation: str | Ticket, *, function: str = "", tenant: str = "default") -> Cancelled:
@@ -276,10 +271,10 @@ class Client:
         """
         if isinstance(invocation, Ticket):
             function, tenant, invocation = invocation.function, invocation.tenant, invocation.invocation
-        _check_invocation(invocation)
+        check_invocation(invocation)
         function = function or await function_of(self._connection, tenant, invocation)
         if function:
-            _check_name(function, tenant)
+            check_name(function, tenant)
             return await cancel(self._connection, tenant=tenant, function=function, invocation=invocation)
         for report in await self.functions():
             if report.tenant == tenant and report.state == "ready":
@@ -299,13 +294,13 @@ class Client:
     ) -> AsyncIterator[Letter]:
         """The dead letters of a function, or of all of a tenant, oldest first; `since` and `until` ("1h", or seconds) are before now."""
         if function:
-            _check_name(function, tenant)
+            check_name(function, tenant)
         which = Which(
             tenant=tenant,
             function=function,
             invocations=tuple(invocations),
-            since_s=None if since is None else _seconds(since),
-            until_s=None if until is None else _seconds(until),
+            since_s=None if since is None else seconds_of(since),
+            until_s=None if until is None else seconds_of(until),
         )
         return letters(self._connection, which)
 
@@ -368,33 +363,3 @@ def no_such_function(function: str, tenant: str | None, others: Iterable[str]) -
     if named := ", ".join(sorted(others)):
         return NoSuchFunction(f"no function {function}{of}; there is one of {named}: give --tenant {named.partition(',')[0]}")
     return NoSuchFunction(f"no function {function}{of}; {LISTED}")
-
-
-def _check_name(function: str, tenant: str) -> None:
-    """Names that no function can have have no subject either."""
-    for what, name in (("function", function), ("tenant", tenant)):
-        if not _NAME.fullmatch(name):
-            raise NoSuchFunction(f"no {what} {name!r}: a name begins with a-z, then a-z, 0-9 and -; `faas functions` lists what there is")
-
-
-def _check_invocation(invocation: str) -> None:
-    if not _INVOCATION.fullmatch(invocation):
-        raise ConfigInvalid(
-            f"{invocation[:80]!r} is no invocation: its id has 26 letters and digits, as `faas runs` and `faas invoke --async` print it"
-        )
-
-
-def _deadline(head: dict[str, str], timeout: str | float | None) -> float:
-    """How many seconds to wait for an answer; puts the moment into the head, so that the node ends it first."""
-    if timeout is None:
-        return ANSWER_S
-    wait_s = _seconds(timeout)
-    head.setdefault("Faas-Deadline", (datetime.now(UTC) + timedelta(seconds=min(wait_s, LONGEST_S))).isoformat())
-    return wait_s + SLACK_S
-
-
-def _seconds(duration: str | float, what: str = "timeout") -> float:
-    try:
-        return float(Duration.parse(duration)) if isinstance(duration, str) else float(duration)
-    except ValueError as error:
-        raise ConfigInvalid(f"{what}: {error}") from error

@@ -9,7 +9,6 @@ written, and it executes no user code.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -26,12 +25,13 @@ from faas.bus.outcomes import NO_ATTEMPTS, Outcomes, StoredAttempts, StoredOutco
 from faas.bus.pull import Delivery
 from faas.bus.schedules import SCHEDULE_BEYOND_S, Schedules, event_head, message_id_of
 from faas.bus.speech import Speech
+from faas.ends import log_end, names_of, outcome_of, records_of
 from faas.errors import BusUnavailable, StoreRefused
 from faas.identity import invocation_id
 from faas.invocation import Invocation
+from faas.keyed import KeyedCalls
 from faas.model import Due, Ended, EventInvalid, FunctionVersion, Outcome, Phases
 from faas.pool.attempt import Attempt, Attempts
-from faas.pool.hearing import trace_of
 from faas.pool.lease import Draining
 from faas.scheduling import retry
 from faas.tally import Tally
@@ -60,6 +60,8 @@ class _Billable(msgspec.Struct):
 
 class Dispatcher:
     """Turns events into outcomes. One per node; every method may run many times at once."""
+
+    keyed: KeyedCalls  # whoever makes a dispatcher gives it
 
     def __init__(
         self,
@@ -143,12 +145,14 @@ class Dispatcher:
         if delay_s is None or attempt.record is None:
             return False
         records = (*tried.records, attempt.record)
-        outcome = _outcome(invocation, attempt)
+        outcome = outcome_of(invocation, attempt)
         if not await self._outcomes.store_attempts(outcome, records, after=tried.sequence):
             await delivery.nak(REDELIVERED_SOON_S)  # another node was faster: its records hold, this one's is dropped
             return True
-        await self._usage.store(*invocation.function.key, *_records_of(attempt))
-        log.info("attempt.repeated", **_names(invocation), reason=attempt.ended.reason, attempt=outcome.attempt, delay_s=round(delay_s, 3))
+        await self._usage.store(*invocation.function.key, *records_of(attempt))
+        log.info(
+            "attempt.repeated", **names_of(invocation), reason=attempt.ended.reason, attempt=outcome.attempt, delay_s=round(delay_s, 3)
+        )
         if delay_s > SCHEDULE_BEYOND_S and await self._schedule(delivery, invocation, outcome.attempt, delay_s=delay_s):
             await delivery.ack_sync()  # lost, it would be tried again at once beside the one that waits
         else:
@@ -174,11 +178,11 @@ class Dispatcher:
     async def _settle(self, delivery: Delivery, invocation: Invocation, attempt: Attempt, *, tried: StoredAttempts) -> StoredOutcome:
         """Publish `[output]`, then the outcome under its guard; where another was stored first, that one holds."""
         records = latest_records(tried.records if attempt.record is None else (*tried.records, attempt.record))
-        outcome = self._fitting(_outcome(invocation, attempt), records)
+        outcome = self._fitting(outcome_of(invocation, attempt), records)
         if invocation.function.spec.output.publish:
             await self._insist(delivery, lambda: self._emit(invocation, outcome))
         stored = await self._insist(delivery, lambda: self._outcomes.store(outcome, records))
-        _log_end(invocation, outcome)
+        log_end(invocation, outcome)
         if stored is None:
             found = await self._outcomes.find(outcome.tenant, outcome.function, outcome.invocation_id, leader=True)
             if found is None:
@@ -256,6 +260,11 @@ class Dispatcher:
         if isinstance(invocation, EventInvalid):
             refused = Attempt(Ended(reason="event_invalid", detail=invocation.detail), Phases())
             return await self._reply(reply_to, admission.without_event(function), refused)
+        if invocation.control.key:
+            ended = await self.keyed.answer(invocation, message, reply_to)
+            if isinstance(ended, str):
+                return ended
+            return await self._reply(reply_to, admission.without_event(function), Attempt(ended, Phases()))
         self.unended.add(invocation, reply_to)
         try:
             attempt = await self._run_and_try_again(invocation, answered=bool(reply_to))
@@ -272,7 +281,7 @@ class Dispatcher:
             await _pause(invocation, delay_s)
             if self._draining:
                 break  # the end so far is the answer: something was started, so nobody may be told to ask again
-            self._usage.add(*invocation.function.key, *_records_of(attempt))
+            self._usage.add(*invocation.function.key, *records_of(attempt))
             invocation.attempts += 1
             invocation.billable_attempts += 1
             invocation.received_monotonic = time.monotonic()
@@ -284,11 +293,12 @@ class Dispatcher:
         return attempt
 
     def drain(self) -> None:
-        """Begin no further attempt of a synchronous call that has had one."""
+        """Begin no further attempt of a synchronous call that has had one, and wait no more for what other nodes may end."""
         self._draining = True
+        self.keyed.drain()
 
     async def _reply(self, reply_to: str, invocation: Invocation, attempt: Attempt) -> str:
-        outcome = self._fitting(_outcome(invocation, attempt))
+        outcome = self._fitting(outcome_of(invocation, attempt))
         try:
             await self._end_stream(invocation, outcome.ended.outcome, outcome.ended.reason, attempt=str(outcome.attempt))
             if reply_to:
@@ -298,11 +308,11 @@ class Dispatcher:
                 await self._outcomes.reply(invocation.control.reply_to, outcome)
         finally:  # where it cannot be sent it ran all the same
             if attempt.measured:
-                self._usage.add(*invocation.function.key, *_records_of(attempt))
+                self._usage.add(*invocation.function.key, *records_of(attempt))
             await self._emit(invocation, outcome)
             self.tally.end(invocation.function.key, outcome.ended.reason)
             await self._attempts.forget(invocation, outcome.ended.outcome)
-            _log_end(invocation, outcome)
+            log_end(invocation, outcome)
         return outcome.ended.reason
 
     # ------------------------------------------------------------ both
@@ -331,7 +341,7 @@ class Dispatcher:
                 self._captured.pop(subject, None)  # the stream that captured it is gone
             except StoreRefused as error:
                 if not left:
-                    log.error("output.lost", **_names(invocation), subject=subject, error=str(error))
+                    log.error("output.lost", **names_of(invocation), subject=subject, error=str(error))
                     return
                 await asyncio.sleep(BUS_RETRY_S)
             else:
@@ -349,52 +359,3 @@ async def _pause(invocation: Invocation, delay_s: float) -> None:
         return
     finally:
         invocation.on_cancel = None
-
-
-def _outcome(invocation: Invocation, attempt: Attempt) -> Outcome:
-    spec = invocation.function.spec
-    # Where no trace came, only an event that is caused needs one of its own: the others would pay for it.
-    traced = "traceparent" in invocation.event.extensions or spec.output.publish
-    traceparent, tracestate = trace_of(invocation) if traced else ("", "")
-    return Outcome(
-        invocation_id=invocation.id,
-        tenant=spec.tenant,
-        function=spec.name,
-        version=invocation.function.version,
-        event_id=invocation.event.id,
-        attempt=invocation.attempts + attempt.measured,
-        ended=attempt.ended,
-        phases=attempt.phases,
-        depth=invocation.control.depth,
-        traceparent=traceparent,
-        tracestate=tracestate,
-        redrive_of=invocation.due.redrive_of if invocation.due is not None else "",
-    )
-
-
-def _records_of(attempt: Attempt) -> list[bytes]:
-    return [record for record in (attempt.record, attempt.load_record) if record is not None]
-
-
-def _names(invocation: Invocation) -> dict[str, str]:
-    return {"invocation_id": invocation.id, "tenant": invocation.function.spec.tenant, "function": invocation.function.spec.name}
-
-
-def _log_end(invocation: Invocation, outcome: Outcome) -> None:
-    """A success is a line only where someone looks closely; any other end always is."""
-    ended, phases = outcome.ended, outcome.phases
-    if not ended.reason and not log.is_enabled_for(logging.DEBUG):
-        return  # thousands a second: the fields alone would cost what they tell
-    write = log.info if ended.reason else log.debug
-    write(
-        "invocation.finished",
-        **_names(invocation),
-        outcome=ended.outcome,
-        reason=ended.reason,
-        detail=ended.detail,
-        attempt=outcome.attempt,
-        start=phases.start,
-        queue_us=phases.queue_us,
-        load_us=phases.load_us,
-        run_us=phases.run_us,
-    )

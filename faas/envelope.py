@@ -19,7 +19,7 @@ import msgspec
 
 from faas import subjects
 from faas.errors import ConfigInvalid, InvocationFailed, MessageTooLarge
-from faas.identity import invocation_id
+from faas.identity import invocation_id, key_problem, keyed_invocation_id
 
 SOURCE = "/faas/client"
 TYPE = "faas.event"
@@ -106,20 +106,26 @@ class Outgoing:
     message_id: str
     headers: Mapping[str, str]
     body: bytes
+    key: str = ""
 
     def ticket(self, tenant: str, function: str) -> Ticket:
         """The invocation that this event is for a function."""
+        if self.key:
+            return Ticket(tenant, function, keyed_invocation_id(tenant, function, self.key), self.message_id)
         identity = invocation_id(tenant, function, source=self.source, event_id=self.id)
         return Ticket(tenant, function, identity, self.message_id)
 
 
 def outgoing(subject: str, data: object, headers: Mapping[str, str], *, id: str | None) -> Outgoing:
-    """The event that `data` is on `subject`. `id`, and `ce-id` and `ce-source` among the headers, name it; else it gets an id of its own.
+    """The event that `data` is on `subject`. `id`, and `ce-id` and `ce-source` among the headers, name it; else its idempotency key, else an id of its own.
 
     Raises ConfigInvalid for headers and identities that could not travel.
     """
     body, head = encode(data, headers)
     lower = {name.lower(): value for name, value in head.items()}
+    key = lower.get("faas-idempotency-key", "")
+    if key and (problem := key_problem(key)) is not None:
+        raise ConfigInvalid(f"idempotency key: {problem}")
     if lower.get("content-type", "").lower().startswith(STRUCTURED):
         if id is not None:
             raise ConfigInvalid("a structured CloudEvent brings its own id in its body; give it no other")
@@ -129,7 +135,7 @@ def outgoing(subject: str, data: object, headers: Mapping[str, str], *, id: str 
         in_header = unquote(lower.get("ce-id", ""))
         if id and in_header and id != in_header:
             raise ConfigInvalid(f"the event has two ids, {id!r} and {in_header!r} in its header ce-id; give one of them")
-        event_id = id or in_header or uuid.uuid4().hex
+        event_id = id or in_header or key or uuid.uuid4().hex
         source = unquote(lower.get("ce-source", "")) or SOURCE
         ours = {"ce-specversion": "1.0", "ce-type": TYPE, "ce-source": quote(source, safe=_SAFE)}
         kept = {name: value for name, value in ours.items() if name not in lower}
@@ -139,7 +145,7 @@ def outgoing(subject: str, data: object, headers: Mapping[str, str], *, id: str 
     # Of this subject: the bus drops what repeats an id within two minutes, and one id may go to several functions.
     message_id = lower.get("nats-msg-id") or f"{subject} {quote(source, safe=_SAFE)} {quote(event_id, safe=_SAFE)}"
     kept = {name: value for name, value in kept.items() if name.lower() != "nats-msg-id"} | {"Nats-Msg-Id": message_id}
-    return Outgoing(event_id, source, message_id, kept, body)
+    return Outgoing(event_id, source, message_id, kept, body, key)
 
 
 def _inside(body: bytes) -> tuple[str, str]:

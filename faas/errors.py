@@ -81,6 +81,18 @@ class AlreadyStored(FaasError):
     code = "already_stored"
 
 
+class KeyReused(FaasError):
+    """An idempotency key came with another payload than the first time."""
+
+    code = "idempotency_key_reused"
+
+
+class AskAgain(FaasError):
+    """Nothing was lost and nothing can be answered now: the same request with the same idempotency key may be sent again, to any node."""
+
+    code = "ask_again"
+
+
 class DeployRefused(FaasError):
     """The registry does not take a change: somebody else made one in the same moment, or there is nothing to go back to."""
 

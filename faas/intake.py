@@ -21,7 +21,7 @@ from faas.bus.consumers import Consumer
 from faas.bus.pull import Delivery, Heartbeats, Puller
 from faas.bus.service import Endpoint, Service
 from faas.dispatcher import Dispatcher
-from faas.errors import FaasError
+from faas.errors import AskAgain, FaasError
 from faas.model import FunctionVersion
 from faas.pool.lease import Draining
 from faas.pool.pool import WorkerPool
@@ -228,7 +228,7 @@ class Intake:
         try:
             failure = await self._dispatcher.answer(message, inlet.function, reply_to)
             unanswered = b""
-        except Draining:
+        except (Draining, AskAgain):
             unanswered = _UNAVAILABLE
         finally:
             if reply_to:

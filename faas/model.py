@@ -241,6 +241,7 @@ class Control(Struct, frozen=True, kw_only=True):
     reply_to: str = ""
     depth: int = 0
     chunk_to: str = ""
+    key: str = ""  # idempotency key: whatever comes with it is one invocation
 
 
 class EventInvalid(Struct, frozen=True):
@@ -325,6 +326,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     traceparent: str = ""  # of its last attempt
     tracestate: str = ""
     redrive_of: str = ""
+    payload_digest: str = ""  # where it has an idempotency key: what a repetition is compared with
 
 
 class GpuUse(Struct, frozen=True, kw_only=True):

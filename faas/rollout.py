@@ -29,7 +29,7 @@ from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
 from faas.pool.pool import WorkerPool
 from faas.registry.declared import in_effect
 from faas.registry.hooks import Hooks, contradictions, hooks_of
-from faas.registry.packing import unpack
+from faas.registry.packing import unpack_for
 from faas.registry.registry import Change, Key, Registration, Registry, Revision
 from faas.registry.reports import report_of, unserved, with_error
 from faas.registry.spec import Reading
@@ -283,7 +283,9 @@ class Rollout:
                 standing.seen = own
             else:
                 data = await self._registry.bundle(registration.current)
-                standing.seen = await asyncio.to_thread(unpack, data, registration.version, place.profiles, mounts=place.mounts)
+                standing.seen = await asyncio.to_thread(
+                    unpack_for, registration.key, data, registration.version, profiles=place.profiles, mounts=place.mounts
+                )
             standing.problem = self._missing_mount(standing.seen) or place.tenants.refusal(standing.seen)
         except BusUnavailable:
             raise

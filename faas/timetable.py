@@ -212,6 +212,9 @@ class Timetable:
         except AlreadyStored:
             if (waiting := await self._armed.find(slot)) is not None:
                 self._note(slot, waiting)
+                if waiting.view <= view and not waiting.is_of(trigger):  # older, or written by hand: a look replaces it
+                    self._doubtful = True
+                    self._again_monotonic = time.monotonic() + AGAIN_S[0]
             return False
         self._next[slot] = _Next(at, at + FIRED_S)
         return True

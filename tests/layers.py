@@ -18,8 +18,8 @@ HEIGHTS = {
     0: "errors model objects invocation runs tally subjects strict triggers cron concurrency units identity envelope seeds processes version worker",
     1: "config statefolder telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
-    3: "pool accounting timetable admission unended client",
-    4: "dispatcher intake cancelling questions rollout gateway",
+    3: "pool accounting timetable admission unended keyed client",
+    4: "dispatcher ends intake cancelling questions rollout gateway",
     5: "app",
     6: "cli testing __main__",
 }
@@ -29,6 +29,7 @@ SAME_HEIGHT = {
     ("registry", "security"),
     ("security", "bus"),
     ("intake", "dispatcher"),
+    ("dispatcher", "ends"),
     ("rollout", "intake"),
     ("__main__", "cli"),
 }

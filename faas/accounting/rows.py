@@ -17,7 +17,7 @@ from faas.bus.cloudevents import decode
 from faas.bus.outcomes import split_records
 from faas.bus.replay import Consuming, Entry
 from faas.bus.schedules import due_of, is_due
-from faas.identity import invocation_id
+from faas.identity import id_of
 from faas.model import EventInvalid
 
 DETAIL_CHARACTERS = 500
@@ -170,21 +170,19 @@ class Matching:
 
 def accepted(entry: Entry, functions: Sequence[tuple[str, str]], body: bytes = b"") -> list[Accepted]:
     """The invocations that an event is; none where it cannot be decoded. `body` is needed of a structured CloudEvent alone."""
-    subject, named, accepted_ms = entry.subject, "", entry.at_ms
-    if is_due(entry.subject):
-        due = due_of(entry.headers)
-        if due is None:
-            return []
-        named, event_id, source = due.invocation, due.event_id, due.source
-        subject, accepted_ms = due.subject or subject, round(due.first_seen * 1000)
+    subject, accepted_ms = entry.subject, entry.at_ms
+    due = due_of(entry.headers) if is_due(entry.subject) else None
+    if due is not None:
+        event_id, subject, accepted_ms = due.event_id, due.subject or subject, round(due.first_seen * 1000)
     else:
         decoded = decode(entry.headers, body, source=entry.stream, event_id=f"{entry.sequence}.{entry.at_ns}")
-        if isinstance(decoded, EventInvalid):
+        if is_due(entry.subject) or isinstance(decoded, EventInvalid):
             return []
-        event_id, source = decoded[0].id, decoded[0].source
+        event, control = decoded
+        event_id = event.id
     return [
         Accepted(
-            invocation=named or invocation_id(tenant, function, source=source, event_id=event_id),
+            invocation=due.invocation if due is not None else id_of(tenant, function, event, control=control),
             tenant=tenant,
             function=function,
             stream=entry.stream,

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from faas.bus.messages import encode_head
+from faas.identity import key_problem
 from faas.model import Control, Event, EventInvalid
 from faas.objects import name_in
 from faas.subjects import CHUNKS, PAYLOADS
@@ -27,7 +28,6 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-
 _CORE = ("specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema")
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:)(\d\d)((?:\.\d+)?(?:Z|[+-]\d\d:\d\d))", re.ASCII)
 REPLY_TO_CHARACTERS = 255
-_NOT_YET = ("Faas-Idempotency-Key",)
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 _NO_CONTROL = Control()
 _NOTHING: Mapping[str, str] = {}
@@ -55,7 +55,7 @@ def decode(headers: Mapping[str, str] | None, data: bytes, *, source: str, event
         elif any(name.startswith("ce-") for name in lower):
             event = _binary(lower, content_type, data)
         else:
-            given = lower.get("nats-msg-id")
+            given = lower.get("faas-idempotency-key") or lower.get("nats-msg-id")
             event = Event(
                 id=given or event_id, source=source, type="", subject="", time="", datacontenttype=content_type, dataschema="",
                 extensions=_traced(lower), data=data, explicit_id=bool(given),
@@ -167,9 +167,6 @@ def _control(lower: Mapping[str, str], extensions: Mapping[str, str]) -> Control
     asked = [name for name in lower if name.startswith("faas-")]
     if not asked and "expirytime" not in extensions:
         return _NO_CONTROL
-    for name in _NOT_YET:
-        if name.lower() in lower:
-            raise _Refused(f"the header {name} is not supported yet")
     deadlines = [_moment("Faas-Deadline", lower["faas-deadline"])] if "faas-deadline" in lower else []
     if "expirytime" in extensions:
         deadlines.append(_moment("expirytime", extensions["expirytime"]))
@@ -179,7 +176,14 @@ def _control(lower: Mapping[str, str], extensions: Mapping[str, str]) -> Control
         reply_to=_reply_to("Faas-Reply-To", lower["faas-reply-to"]) if "faas-reply-to" in lower else "",
         chunk_to=_reply_to("Faas-Chunk-To", lower["faas-chunk-to"], own=CHUNKS) if "faas-chunk-to" in lower else "",
         depth=_depth(lower["faas-depth"]) if "faas-depth" in lower else 0,
+        key=_key(lower["faas-idempotency-key"]) if "faas-idempotency-key" in lower else "",
     )
+
+
+def _key(text: str) -> str:
+    if (problem := key_problem(text)) is not None:
+        raise _Refused(f"Faas-Idempotency-Key: {problem}")
+    return text
 
 
 def _reply_to(name: str, text: str, *, own: str | None = None) -> str:

@@ -29,6 +29,8 @@ RECORDS_BYTES = 44 * 1024
 """Of the head, for usage records: the latest that fit; earlier ones are in FAAS_USAGE since their attempts ended."""
 DETAIL_CHARACTERS = 500
 """Of why an attempt ended that is tried again: nothing else on the bus tells it."""
+PAYLOAD_DIGEST = "Faas-Payload-Digest"
+"""Of what an idempotency key came with: only the same payload may come with it again."""
 GUARD_BYTES = 256
 """Names of the headers that only a stored outcome has, and their own line ends."""
 
@@ -57,6 +59,12 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     traceback: str = ""
 
 
+class _Detail(Struct, frozen=True):
+    """Of a problem document, what a reply says in a header too."""
+
+    detail: str = ""
+
+
 class StoredOutcome(Struct, frozen=True, kw_only=True):
     """An outcome as FAAS_OUTCOMES holds it: `head` without its usage records, which are in `records` byte for byte."""
 
@@ -66,6 +74,7 @@ class StoredOutcome(Struct, frozen=True, kw_only=True):
     head: bytes
     body: bytes
     records: tuple[bytes, ...]
+    payload_digest: str = ""  # of what came with its idempotency key; "" where it had none
 
 
 class StoredAttempts(Struct, frozen=True, kw_only=True):
@@ -74,6 +83,8 @@ class StoredAttempts(Struct, frozen=True, kw_only=True):
     sequence: int = 0
     records: tuple[bytes, ...] = ()
     event_id: str = ""
+    payload_digest: str = ""
+    claimed_at: str = ""  # when its idempotency key was claimed, where nothing has come of that yet
 
 
 NO_ATTEMPTS = StoredAttempts()
@@ -142,6 +153,8 @@ def head_of(outcome: Outcome, content_type: str) -> bytes:
         text += f"Faas-Reason: {ended.reason}\r\n"
     if outcome.redrive_of:
         text += f"Faas-Redrive-Of: {outcome.redrive_of}\r\n"
+    if outcome.payload_digest:
+        text += f"{PAYLOAD_DIGEST}: {outcome.payload_digest}\r\n"
     if ended.object:
         text += f"Faas-Object: {ended.object}\r\n"
     if outcome.traceparent:
@@ -212,6 +225,7 @@ class Outcomes:
             head=encode_head(kept),
             body=found.data,
             records=split_records(headers.get("Faas-Usage", "[]").encode()),
+            payload_digest=headers.get(PAYLOAD_DIGEST, ""),
         )
 
     async def attempts(self, tenant: str, function: str, invocation_id: str, *, leader: bool) -> StoredAttempts:
@@ -220,8 +234,14 @@ class Outcomes:
         found = await (self._bus.last_stored(subjects.OUTCOMES, subject) if leader else self._bus.last_direct(subjects.OUTCOMES, subject))
         if found is None:
             return StoredAttempts()
-        event_id = (found.headers or {}).get("Faas-Event-Id", "")
-        return StoredAttempts(sequence=found.sequence, records=split_records(found.data), event_id=event_id)
+        headers = found.headers or {}
+        return StoredAttempts(
+            sequence=found.sequence,
+            records=split_records(found.data),
+            event_id=headers.get("Faas-Event-Id", ""),
+            payload_digest=headers.get(PAYLOAD_DIGEST, ""),
+            claimed_at=headers.get("Faas-First-Seen", ""),
+        )
 
     async def store_attempts(self, outcome: Outcome, records: tuple[bytes, ...], *, after: int) -> bool:
         """Store the records so far of an invocation that is tried again, guarded by the sequence of the last such store. False: another was faster."""
@@ -240,13 +260,15 @@ class Outcomes:
         body, content_type = body_of(outcome.ended)
         head = head_of(outcome, content_type)
         if outcome.ended.reason:
-            head += encode_head(
-                [
-                    ("Nats-Service-Error-Code", str(STATUS_OF_REASON[outcome.ended.reason])),
-                    ("Nats-Service-Error", f"{outcome.ended.reason}: {_one_line(outcome.ended.detail)}"),
-                ]
-            )
+            head += _service_error(outcome.ended.reason, outcome.ended.detail)
         await self._bus.answer(subject, body, head=head)
+
+    async def repeat(self, subject: str, outcome: StoredOutcome) -> None:
+        """Answer a synchronous caller with an outcome that is stored, as `reply` would have."""
+        head = outcome.head
+        if outcome.reason:
+            head += _service_error(outcome.reason, _detail_of(outcome.body))
+        await self._bus.answer(subject, outcome.body, head=head)
 
     async def forward(self, subject: str, outcome: StoredOutcome) -> None:
         """Send a stored outcome to a `Faas-Reply-To` as well."""
@@ -262,6 +284,18 @@ class Outcomes:
             await self._bus.store(subject, body, head=head + f"Nats-Msg-Id: {outcome.invocation_id}\r\n".encode())
         else:
             await self._bus.publish(subject, body, head=head)
+
+
+def _service_error(reason: str, detail: str) -> bytes:
+    status = STATUS_OF_REASON.get(reason, 500)
+    return encode_head([("Nats-Service-Error-Code", str(status)), ("Nats-Service-Error", f"{reason}: {_one_line(detail)}")])
+
+
+def _detail_of(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Detail).detail
+    except (msgspec.DecodeError, RecursionError):
+        return ""
 
 
 def _one_line(text: str) -> str:

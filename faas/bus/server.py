@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -291,3 +292,17 @@ def find_server() -> str:
 def _quoted(text: str) -> str:
     """A value of the server's configuration; it knows no escapes for letters beyond ASCII, and takes them as they are."""
     return json.dumps(text, ensure_ascii=False)
+
+
+@asynccontextmanager
+async def reached(
+    config: BusConfig, *, nats: str, state: Path, address: tuple[str, int]
+) -> AsyncIterator[tuple[str, str, EmbeddedServer | None]]:
+    """(URL, token, embedded server): of the server at `nats`, which is nobody's here, else of an embedded one below `state`, an absolute path."""
+    if nats:
+        yield nats, "", None
+        return
+    token = secrets.token_urlsafe(24)
+    host, port = address
+    async with EmbeddedServer.open(config, state=state, host=host, port=port, token=token) as server:
+        yield server.url, token, server

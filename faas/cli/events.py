@@ -89,6 +89,9 @@ class Call:
     timeout: Annotated[str | None, Parameter(help='Bounds the whole call, like "10s".')] = None
     async_: Annotated[bool, Parameter(name="--async", negative="", help="Store it, print the invocation id, do not wait.")] = False
     stream: Annotated[bool, Parameter(negative="", help="Print the items of a generator as they come.")] = False
+    idempotency_key: Annotated[str | None, Parameter(help="Run once for this key; repeated within a day it gives the first outcome.")] = (
+        None
+    )
     tenant: Annotated[str, Parameter(help="Whose function it is.")] = "default"
 
 
@@ -106,10 +109,16 @@ def invoke(
     head = headers(event.header, content_type)
     if call.async_ and call.stream:
         raise ConfigInvalid("--async does not wait, so there is nothing to --stream; give one of the two")
+    if call.idempotency_key is not None and (call.stream or event.id is not None):
+        raise ConfigInvalid(
+            "--idempotency-key goes with neither --stream nor --id: its items are sent once, and a stored event's id is its key"
+        )
     if call.async_:
-        return asyncio.run(_submit(function, body, head, call=call, id=event.id, where=where, as_json=json))
+        return asyncio.run(_submit(function, body, head, call=call, id=event.id or call.idempotency_key, where=where, as_json=json))
     if event.id is not None:
-        raise ConfigInvalid("--id needs --async: a synchronous invocation is not stored, so none can be the same")
+        raise ConfigInvalid(
+            "--id needs --async: a synchronous invocation is not stored; --idempotency-key stores one, so that it can be repeated"
+        )
     if call.stream:
         return asyncio.run(_stream(function, body, head, call=call, where=where, as_json=json))
     return asyncio.run(_invoke(function, body, head, call=call, where=where, as_json=json))
@@ -137,7 +146,9 @@ async def _invoke(function: str, body: bytes, head: dict[str, str], *, call: Cal
     from faas.client import connect
 
     async with connect(where.nats, state=where.state) as client:
-        reply = await client.request(function, body, tenant=call.tenant, timeout=call.timeout, headers=head)
+        reply = await client.request(
+            function, body, tenant=call.tenant, timeout=call.timeout, headers=head, idempotency_key=call.idempotency_key
+        )
     if as_json:
         print_json(msgspec.to_builtins(_row(function, reply)))
     elif reply.outcome == "succeeded":

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from faas.bus.connection import Bus
+from faas.bus.keys import Keys
 from faas.bus.payloads import Payloads
 from faas.config import HttpConfig
 from faas.errors import FaasError
@@ -36,13 +37,13 @@ class Doors:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, gateway: Gateway, bus: Bus, config: HttpConfig, *, node: str, state: Path) -> AsyncIterator[Doors]:
+    async def open(cls, gateway: Gateway, bus: Bus, config: HttpConfig, *, node: str, state: Path, keys: Keys) -> AsyncIterator[Doors]:
         async with asyncio.TaskGroup() as group:
             asking, answering, tapes = Asking(bus, node), Answering(bus), Tapes(bus, group=group)
             calls = Calls(bus, asking, group=group)
             streams = Streams(bus, asking=asking, answering=answering, calls=calls, tapes=tapes)
             bodies = Bodies(config, Payloads(bus), folder=state / FOLDER)
-            invoking = Invoking(bus, bodies, asking=asking, answering=answering, streams=streams, calls=calls)
+            invoking = Invoking(bus, bodies, asking=asking, answering=answering, streams=streams, calls=calls, keys=keys)
             invocations = Invocations(asking=asking, answering=answering, streams=streams)
             bus.on_reconnect.append(calls.look_again)
             try:

@@ -1,7 +1,7 @@
 """What a request asks: the event in its headers (CloudEvents 1.0 over HTTP, binary and structured), and how its sender wants to be answered. Pure.
 
 Headers that go onto the bus are a closed list: nothing that a stranger writes acts there by its name.
-Source: CloudEvents 1.0.2, its HTTP protocol binding; RFC 7240 (Prefer); RFC 9110, section 12.5.1 (Accept).
+Source: CloudEvents 1.0.2, its HTTP protocol binding; RFC 7240 (Prefer); RFC 9651 and the draft of the IETF for Idempotency-Key; RFC 9110, section 12.5.1 (Accept).
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ from aiohttp import web
 from faas.bus.cloudevents import decode
 from faas.envelope import STRUCTURED
 from faas.gateway.problems import Refusal
+from faas.identity import key_problem
 from faas.model import Control, EventInvalid
 from faas.units import format_size
 
 CONTROL = {"faas-timeout": "Faas-Timeout", "faas-deadline": "Faas-Deadline", "faas-reply-to": "Faas-Reply-To", "faas-depth": "Faas-Depth"}
 """What a caller may ask by headers of ours; any other that begins with Faas- is refused."""
+KEY = "Faas-Idempotency-Key"
+"""What `Idempotency-Key` is on the bus."""
 PLAIN = {"content-type": "Content-Type", "traceparent": "traceparent", "tracestate": "tracestate"}
 HEAD_BYTES = 16 * 1024
 """Of what goes onto the bus: an outcome repeats some of it, and JetStream takes 65,535 bytes of headers."""
 BATCH = "application/cloudevents-batch"
 EVENT_STREAM = "text/event-stream"
 WAIT_LIMIT_S = 600
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+_ESCAPED = re.compile(r'\\(["\\])')
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
@@ -52,7 +57,9 @@ def head_of(request: web.BaseRequest) -> dict[str, str]:
             raise Refusal(
                 400, "event_invalid", f"the header {key[:80]} is not one that a request may have; {', '.join(CONTROL.values())} are"
             )
-        if not name.startswith("ce-") and name not in CONTROL and name not in PLAIN:
+        if name == "idempotency-key":
+            name, value = KEY.lower(), key_of(value)
+        elif not name.startswith("ce-") and name not in CONTROL and name not in PLAIN:
             continue
         if name in head:
             raise Refusal(400, "event_invalid", f"the header {key[:80]} is there twice")
@@ -70,7 +77,16 @@ def head_of(request: web.BaseRequest) -> dict[str, str]:
         raise Refusal(400, "event_invalid", "dataref is not supported over HTTP; send the data itself")
     if head.get("content-type", "").lower().startswith(BATCH):
         raise Refusal(415, "batch_not_supported", f"{BATCH} is not supported; send each event in a request of its own")
-    return {CONTROL.get(name) or PLAIN.get(name) or name: value for name, value in head.items()}
+    return {(KEY if name == KEY.lower() else CONTROL.get(name) or PLAIN.get(name) or name): value for name, value in head.items()}
+
+
+def key_of(text: str) -> str:
+    """The key that a header `Idempotency-Key` has: a string of structured fields, or the same without its quotes. Raises Refusal (400)."""
+    quoted = _QUOTED.fullmatch(text.strip())
+    key = _ESCAPED.sub(r"\1", quoted[1]) if quoted is not None else text.strip()
+    if (problem := key_problem(key)) is not None or (quoted is None and '"' in key):
+        raise Refusal(400, "event_invalid", f"Idempotency-Key: {problem or 'a quote stands alone'}")
+    return key
 
 
 def is_structured(head: Mapping[str, str]) -> bool:

@@ -17,18 +17,20 @@ import msgspec
 from aiohttp import web
 
 from faas import subjects
+from faas.bus.cloudevents import decode
 from faas.bus.connection import Bus, NoStream, encode_head
+from faas.bus.keys import Keyed, Keys
 from faas.envelope import Ticket, completed, outgoing
 from faas.errors import BusUnavailable
 from faas.gateway.answers import Answer, Answering, refusal_of
 from faas.gateway.asking import Asking, Place, StateDocument
 from faas.gateway.calls import Calls
-from faas.gateway.incoming import HEAD_BYTES, Preference, control_of, head_of, is_structured, preference_of, wants_stream
+from faas.gateway.incoming import HEAD_BYTES, KEY, Preference, control_of, head_of, is_structured, preference_of, wants_stream
 from faas.gateway.problems import Refusal
 from faas.gateway.routes import Call, Route
 from faas.gateway.stream import Streams
 from faas.gateway.uploads import Bodies, Body
-from faas.model import Control
+from faas.model import Control, EventInvalid
 
 ANSWER_S = 3600.0
 """Without a deadline the function's own clocks end a call long before."""
@@ -53,18 +55,17 @@ class Request:
 
     @property
     def wait_s(self) -> float:
-        """How long a synchronous answer is waited for."""
-        if self.control.deadline_at is None:
-            return ANSWER_S
-        return max(0.0, self.control.deadline_at - time.time()) + SLACK_S
+        return wait_s_of(self.control)
 
 
 class Invoking:
     """The route."""
 
-    def __init__(self, bus: Bus, bodies: Bodies, *, asking: Asking, answering: Answering, streams: Streams, calls: Calls) -> None:
+    def __init__(
+        self, bus: Bus, bodies: Bodies, *, asking: Asking, answering: Answering, streams: Streams, calls: Calls, keys: Keys
+    ) -> None:
         self._bus, self._bodies, self._asking, self._answering = bus, bodies, asking, answering
-        self._streams, self._calls = streams, calls
+        self._streams, self._calls, self._keys = streams, calls, keys
 
     def routes(self) -> list[Route]:
         return [Route("POST", "/invoke/{tenant}/{function}", self.invoke, scope="invoke")]
@@ -80,8 +81,9 @@ class Invoking:
             if body.file is not None and is_structured(head):
                 raise Refusal(413, "payload_too_large", "a structured event has to fit into one message of the bus; send it in binary mode")
             control = control_of(head, body.data)
-            if durable:
-                return await self._durable(call.request, tenant, function, head=head, body=body, preference=preference)
+            if durable or control.key:
+                wait_s = preference.wait_s if durable else wait_s_of(control)
+                return await self._durable(call.request, tenant, function, head=head, body=body, preference=preference, wait_s=wait_s or 0)
             data, carried = await self._carried(body, completed(head), kept_s=CALL_KEPT_S)
             asked = Request(tenant, function, carried, data, control)
             if wants_stream(call.request):
@@ -127,8 +129,17 @@ class Invoking:
     # ------------------------------------------------------------ durable
 
     async def _durable(
-        self, request: web.BaseRequest, tenant: str, function: str, *, head: Mapping[str, str], body: Body, preference: Preference
+        self,
+        request: web.BaseRequest,
+        tenant: str,
+        function: str,
+        *,
+        head: Mapping[str, str],
+        body: Body,
+        preference: Preference,
+        wait_s: float,
     ) -> web.StreamResponse:
+        """Hand it in, and answer with its outcome where that is there within `wait_s`. One with a key that prefers nothing is waited for to its end."""
         subject = subjects.submit(tenant, function)
         event = outgoing(subject, body.data, head, id=None)
         ticket = event.ticket(tenant, function)
@@ -139,7 +150,7 @@ class Invoking:
             headers = {"Content-Location": f"/invocations/{ticket.invocation}", **preference.applied}
             submit = partial(self._store, ticket, data, carried)
             return await self._streams.follow(request, Place(waiting), headers=headers, submit=submit)
-        if not preference.wait_s:
+        if not wait_s:
             await self._store(ticket, data, carried)
             body.close()
             return accepted_as(ticket, preference)
@@ -147,7 +158,9 @@ class Invoking:
             await self._bus.fence()
             await self._store(ticket, data, carried)
             body.close()
-            answer = await self._outcome(ticket, woken, wait_s=preference.wait_s)
+            answer = await self._outcome(ticket, woken, wait_s=wait_s)
+        if answer is None and not preference.applied:
+            raise Refusal(504 if not self._asking.stopping else 503, "timeout", "it has not ended yet; send it again with the same key")
         if answer is None:
             return accepted_as(ticket, preference)
         return await self._answering.respond(request, answer, headers=preference.applied)
@@ -155,10 +168,20 @@ class Invoking:
     async def _store(self, ticket: Ticket, data: bytes, head: Mapping[str, str]) -> None:
         """Once this returns the bus has the event. Raises Refusal (404), StoreRefused, BusUnavailable."""
         try:
-            await self._bus.store(subjects.submit(ticket.tenant, ticket.function), data, head=encode_head(head.items()))
+            if KEY in head:
+                await self._accept(ticket, data, head)
+            else:
+                await self._bus.store(subjects.submit(ticket.tenant, ticket.function), data, head=encode_head(head.items()))
         except NoStream:
             await self._bus.api(f"STREAM.INFO.{subjects.EVENTS}", None, dict)  # a server that has just started answers nobody yet
             raise unknown(ticket.tenant, ticket.function) from None
+
+    async def _accept(self, ticket: Ticket, data: bytes, head: Mapping[str, str]) -> None:
+        decoded = decode(head, data, source="http", event_id=head[KEY])
+        if isinstance(decoded, EventInvalid):
+            raise Refusal(400, "event_invalid", decoded.detail)
+        event, control = decoded
+        await self._keys.accept(Keyed.of(ticket.tenant, ticket.function, event, control=control), data, head)
 
     async def _outcome(self, ticket: Ticket, woken: asyncio.Event, *, wait_s: float) -> Answer | None:
         with suppress(TimeoutError):
@@ -170,6 +193,11 @@ class Invoking:
                     await woken.wait()
                     woken.clear()
         return None
+
+
+def wait_s_of(control: Control) -> float:
+    """How long a synchronous answer is waited for."""
+    return ANSWER_S if control.deadline_at is None else max(0.0, control.deadline_at - time.time()) + SLACK_S
 
 
 def accepted_as(ticket: Ticket, preference: Preference) -> web.Response:

@@ -42,6 +42,19 @@ def pack(function: FunctionVersion) -> bytes:
     )
 
 
+def unpack_for(
+    key: tuple[str, str], data: bytes, version: str, *, profiles: Mapping[str, RuntimeProfile], mounts: Sequence[str]
+) -> FunctionVersion:
+    """As `unpack`, of a function that must be this one: who may deploy for one tenant would else have the secrets of another. Raises SpecInvalid."""
+    function = unpack(data, version, profiles, mounts=mounts)
+    if function.key != key:
+        tenant, name = function.key
+        raise SpecInvalid(
+            function.file, "", f"its bundle is of {name} of tenant {tenant}, and not of {key[1]} of {key[0]}; deploy it again"
+        )
+    return function
+
+
 def unpack(data: bytes, version: str, profiles: Mapping[str, RuntimeProfile], *, mounts: Sequence[str]) -> FunctionVersion:
     """The version that `pack` was given, under the profiles and the allowed `mounts` of this node.
 

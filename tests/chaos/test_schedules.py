@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from clustered import ClusteredWorld
 from test_clocks import HOUR_S, how, skewed
 from world import EXECUTED, World
 
@@ -31,13 +32,18 @@ OUTAGE_S = 5.0
 pytestmark = pytest.mark.timeout(90)
 
 
+def with_ticks(made: World) -> World:
+    """Instead of the functions of the other faults: one that only its schedule sets off."""
+    for folder in list(made.functions.iterdir()):
+        shutil.rmtree(folder)
+    made.function("ticks", EXECUTED.format(log=str(made.log)) + TICKS, SECONDLY)
+    return made
+
+
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with World(tmp_path, seed=12, environments="current") as made:
-        for name in list(made.functions.iterdir()):
-            shutil.rmtree(name)
-        made.function("ticks", EXECUTED.format(log=str(made.log)) + TICKS, SECONDLY)
-        yield made
+        yield with_ticks(made)
     assert made.left == []  # I4
 
 
@@ -61,9 +67,9 @@ async def until(world: World, wanted: Callable[[list[float]], bool], within_s: f
 
 
 async def more(world: World, count: int) -> list[float]:
-    """Wait for so many later times than now are there."""
+    """Wait for so many later times than there are now."""
     last = (await until(world, bool))[-1]
-    return await until(world, lambda times: sum(at > last for at in times) >= count)
+    return await until(world, lambda times: sum(at > last for at in times) >= count, within_s=60)
 
 
 def executions(world: World) -> Counter[str]:
@@ -117,6 +123,25 @@ async def test_while_no_node_runs_one_time_waits_and_the_others_are_gone(world: 
     assert (await world.verdict()).broken == []
 
 
+async def test_f10_in_a_cluster_the_death_of_the_leader_fires_nothing_twice(tmp_path: Path) -> None:
+    """The next leader knows what was armed; times that nobody could arm while there was none are left out."""
+    world = ClusteredWorld(tmp_path, seed=10, environments="current")
+    async with world:
+        with_ticks(world)
+        for name in ("a", "b"):
+            await world.node(name)
+        await more(world, 3)
+        leader = await world.cluster.leader("FAAS_SCHEDULES")
+        await world.cluster.servers[leader].end()
+        await more(world, 4)
+        await world.cluster.start(leader)
+        times = await more(world, 4)
+
+        assert len(times) == len(set(times))
+        assert set(executions(world).values()) == {1}
+    assert world.left == []
+
+
 @pytest.mark.parametrize("how_it_goes", ["frozen", "killed"])
 async def test_f12_after_a_server_was_away_one_time_fires_late_and_no_burst(world: World, how_it_goes: str) -> None:
     """What was armed is in its store; what would have been due meanwhile was armed by nobody."""
@@ -162,6 +187,39 @@ async def due(world: World) -> list[float]:
     ended = set(await fired(world))
     times = [datetime.fromisoformat(headers["Faas-First-Seen"]).timestamp() for headers, _ in there]
     return [at for at in times if at not in ended]
+
+
+async def test_f19_a_payload_at_the_boundary_fires_and_one_beyond_is_refused_where_it_is_declared(world: World) -> None:
+    """No event of it is ever made, so no connection can be cut for it."""
+    for name, size_bytes in (("fits", 8192), ("large", 8193), ("limited", 513)):
+        payload = f'payload = "{"x" * (size_bytes - 2)}"\n[limits]\npayload = "{"512B" if name == "limited" else "8KiB"}"\n'
+        world.function(name, "def handle(event, ctx):\n    return len(event)\n", SECONDLY + payload)
+    await world.node("a")
+    await more(world, 2)
+    results = {body for _, body in await world.read("FAAS_OUTCOMES", "faas.outcome.default.fits.*")}
+    log = (world.nodes["a"].state / "node.log").read_text()
+
+    assert results == {b"8190"}
+    assert [slot for slot in await armed(world) if "l" in slot.split(".")[3]] == []
+    assert "large/function.toml: line 8: trigger[1].payload: is more than the 8 KiB that all schedules of a function may have" in log
+    assert "limited/function.toml: line 8: trigger[1].payload: is more than the 512 B of limits.payload" in log
+
+
+async def test_f21_what_somebody_wrote_by_hand_silences_no_schedule_and_runs_nothing(world: World) -> None:
+    """Only the runtime and its operators write there; what fires of a slip of theirs is a dead letter."""
+    await world.node("a")
+    await more(world, 2)
+    before = len(executions(world))
+    await world.stream.publish("faas.schedule.default.ticks.0", b"no schedule")  # it has no time: it would stay for ever
+    at = datetime.fromtimestamp(time.time(), UTC).isoformat()
+    fires = {"Nats-Schedule": f"@at {at}", "Nats-Schedule-Target": "faas.due.default.ticks"}
+    await world.stream.publish("faas.schedule.default.ticks.x", b"not ours", headers=fires)
+    await more(world, 3)
+    letters = await world.read("FAAS_DEAD", "faas.dead.default.ticks")
+
+    assert [(headers["Faas-Reason"], body) for headers, body in letters] == [("event_invalid", b"not ours")]
+    assert len(executions(world)) > before
+    assert set(executions(world).values()) == {1}
 
 
 @pytest.mark.parametrize("by_s", [HOUR_S, -HOUR_S], ids=["fast", "slow"])

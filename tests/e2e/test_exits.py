@@ -219,13 +219,13 @@ async def test_an_undecodable_event_leaves_one_dead_letter_and_is_never_delivere
         {"Faas-Deadline": "tomorrow"},
         {"Faas-Depth": "deep"},
         {"Faas-Chunk-To": "faas.usage.default.double"},
-        {"Faas-Idempotency-Key": "k"},
+        {"Faas-Idempotency-Key": "a" * 256},
         {"Faas-Reply-To": "faas.usage.default.double"},
     ],
     ids=lambda headers: next(reversed(headers)),
 )
 async def test_an_undecodable_synchronous_event_is_rejected(node: Node, headers: dict[str, str]) -> None:
-    """And a header whose effect is not built is refused, not ignored."""
+    """What a header asks that cannot be is refused, not ignored."""
     message = await node.request("double", b'{"n": 1}', headers=headers)
 
     assert end(message) == ("rejected", "event_invalid")

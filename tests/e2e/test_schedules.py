@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -166,22 +166,3 @@ async def test_while_one_runs_the_next_waits_for_its_turn_and_no_longer_than_it_
     await faas(node, "functions", "remove", "slow", "--purge")
 
     assert set(ends) == {("succeeded", ""), ("expired", "queue_timeout")}
-
-
-async def test_f21_what_somebody_wrote_by_hand_is_replaced_and_what_it_fired_is_a_dead_letter(node: Node, tmp_path: Path) -> None:
-    """Only the runtime and its operators write there; a slip of theirs must silence no schedule, and run nothing."""
-    write_function(tmp_path, "odd", EVENT, YEARLY.format(depth=1))
-    stream = node.client.jetstream()
-    now = {"Nats-Schedule": f"@at {datetime.now(UTC).isoformat()}", "Nats-Schedule-Target": "faas.due.default.odd"}
-    await stream.publish("faas.schedule.default.odd.0", b"not ours")  # stays for ever: it has no time
-    await deploy(node, tmp_path)
-    waiting = await armed(node, "odd", lambda waiting: waiting is not None and waiting[0] != {})
-    await stream.publish("faas.schedule.default.odd.x", b"not ours either", headers=now)
-    async with asyncio.timeout(8):
-        while not (letters := await node.stored("FAAS_DEAD", "faas.dead.default.odd")):
-            pass
-    await faas(node, "functions", "remove", "odd", "--purge")
-
-    assert waiting is not None
-    assert waiting[1] == {"mode": "full", "depth": 1}
-    assert [(head(letter)["Faas-Reason"], letter.data) for letter in letters] == [("event_invalid", b"not ours either")]

@@ -14,7 +14,13 @@ from node import Node, command, end, head, ready, running, start, stop, write_fu
 TOKEN, OTHER = "hf_Tell-Nobody/0123456789", "xoxb-Of-Acme-9876543210"
 ONE = "import os\ndef handle(event, ctx):\n    print('it is', ctx.secrets['hf_token'])\n    return [ctx.secrets['hf_token'], os.stat('/proc/self').st_ino]\n"
 FAILS = "def handle(event, ctx):\n    raise ValueError('denied: ' + ctx.secrets['hf_token'])\n"
-WAITS = "import time\ndef handle(event: float, ctx):\n    time.sleep(event)\n    return ctx.secrets['hf_token']\n"
+WAITS = """
+import os, time
+def handle(event: str, ctx):
+    while not os.path.exists(event):
+        time.sleep(0.01)
+    return ctx.secrets['hf_token']
+"""
 MISSES = "def handle(event, ctx):\n    return ctx.secrets['nowhere']\n"
 NAMED = 'secrets = ["hf_token"]\n'
 
@@ -87,6 +93,23 @@ async def test_a_secret_of_another_tenant_is_not_there(node: Node) -> None:
     assert OTHER not in reply.data.decode() + str(head(reply))
 
 
+async def test_a_function_that_is_registered_under_one_tenant_and_is_anothers_is_not_served(node: Node) -> None:
+    """Who may write the entries of one tenant alone would else have the secrets of another by what its bundle says."""
+    bucket = await node.client.jetstream().key_value("FAAS_REGISTRY")
+    entry = json.loads((await bucket.get("acme.ours")).value or b"")
+    await bucket.put("default.ours", json.dumps({**entry, "tenant": "default"}).encode())
+    subject, reports = f"faas.node.{node.info['node']}.functions", {}
+    async with asyncio.timeout(8):
+        while ("default", "ours") not in reports:
+            answer = await node.client.request(subject, b"", timeout=5)
+            reports = {(report["tenant"], report["name"]): report for report in json.loads(answer.data)}
+
+    assert reports["default", "ours"]["state"] == "invalid"
+    assert "its bundle is of ours of tenant acme, and not of ours of default" in reports["default", "ours"]["error"]
+    assert reports["acme", "ours"]["state"] == "ready"
+    await bucket.delete("default.ours")
+
+
 async def test_a_missing_secret_ends_an_invocation_with_its_name_and_what_to_type(node: Node, root: Path) -> None:
     """Durable and synchronous alike; the function is served all the same, and runs once the secret is there."""
     reply, outcome = await node.request("misses", b"1"), await node.event("secrets.misses", b"1", id="missing-1")
@@ -143,15 +166,18 @@ async def test_a_function_shows_the_version_of_its_secrets_and_never_their_value
 
 async def test_the_next_event_after_a_rotation_gets_the_new_value_and_what_runs_ends_on_the_old_one(node: Node, root: Path) -> None:
     """Without a restart, and nothing that is under way is lost."""
-    running = asyncio.create_task(result(node, "waits", b"1.5"))
+    until, at_once = root / "until-rotated", b"/"
     _, before, _ = await command("functions", "waits", "--json", "--state", str(node.state))
-    assert await result(node, "waits", b"0") == TOKEN
+    running = asyncio.create_task(result(node, "waits", str(until).encode()))
+    assert await result(node, "waits", at_once) == TOKEN
     new = "hf_Another-Token-4711"
     put(root / "secrets", "hf_token", new)
     try:
-        assert await result(node, "waits", b"0") == new
+        assert await result(node, "waits", at_once) == new
+        assert not running.done()
+        until.touch()
         assert await running == TOKEN
-        assert await result(node, "waits", b"0") == new
+        assert await result(node, "waits", at_once) == new
         _, after, _ = await command("functions", "waits", "--json", "--state", str(node.state))
         assert json.loads(before)[0]["secrets"] != json.loads(after)[0]["secrets"]
     finally:
@@ -160,11 +186,13 @@ async def test_the_next_event_after_a_rotation_gets_the_new_value_and_what_runs_
 
 async def test_a_secret_that_goes_away_while_an_invocation_waits_for_its_worker_ends_that(node: Node, root: Path) -> None:
     """It was there when the invocation got its place, and is not when the worker is made."""
-    first = asyncio.create_task(node.request("queues", b"1.0"))
-    second = asyncio.create_task(node.request("queues", b"0"))
+    until = root / "until-queued"
+    first = asyncio.create_task(node.request("queues", str(until).encode()))
+    second = asyncio.create_task(node.request("queues", b"/"))
     await asyncio.sleep(0)
     await result(node, "one")  # asked for after them, so both are there
     (root / "secrets" / "hf_token").rename(root / "secrets" / "aside")
+    until.touch()
     try:
         assert end(await first) == ("succeeded", "")
         reply = await second
@@ -172,7 +200,7 @@ async def test_a_secret_that_goes_away_while_an_invocation_waits_for_its_worker_
         assert json.loads(reply.data)["detail"].startswith("secret hf_token: there is no ")
     finally:
         (root / "secrets" / "aside").rename(root / "secrets" / "hf_token")
-    assert await result(node, "queues", b"0") == TOKEN
+    assert await result(node, "queues", b"/") == TOKEN
 
 
 async def test_idle_workers_are_replaced_though_no_event_comes(node: Node, root: Path) -> None:

@@ -243,7 +243,8 @@ def test_what_only_the_runtime_may_say_is_ignored(name: str) -> None:
         ({"Faas-Depth": "-1"}, "Faas-Depth '-1'"),
         ({"Faas-Depth": "\u0663"}, "no whole number"),
         ({"Faas-Chunk-To": "a.*"}, "Faas-Chunk-To 'a.*' is no subject"),
-        ({"faas-idempotency-key": "a"}, "the header Faas-Idempotency-Key is not supported yet"),
+        ({"faas-idempotency-key": "a" * 256}, "is no key; it has 1 to 255 printable ASCII characters"),
+        ({"faas-idempotency-key": ""}, "Faas-Idempotency-Key: '' is no key"),
         ({"": "unreadable"}, "cannot be read"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from urllib.parse import quote
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from faas.bus.cloudevents import decode
 from faas.envelope import ID_CHARACTERS, SOURCE, Reply, check_size, completed, in_binary_mode, outgoing
 from faas.errors import ConfigInvalid, InvocationFailed, MessageTooLarge
-from faas.identity import invocation_id
-from faas.model import EventInvalid
+from faas.identity import id_of, invocation_id, payload_digest
+from faas.model import Event, EventInvalid
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=40)
 
@@ -150,3 +151,25 @@ def test_what_is_no_structured_event_is_told_before_it_goes_anywhere(text: bytes
     """Half of it would be in the object store."""
     with pytest.raises(ConfigInvalid, match="no CloudEvent in JSON format"):
         in_binary_mode(text, {})
+
+
+@given(key=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=255))
+def test_an_idempotency_key_names_the_invocation_on_both_sides(key: str) -> None:
+    """Whoever hands one in knows the invocation before a node has seen it, and so does whoever repeats it."""
+    event = outgoing("faas.submit.t.f", b"1", {"Faas-Idempotency-Key": key}, id=None)
+    decoded = decode(dict(event.headers), event.body, source="FAAS_EVENTS", event_id="1.2")
+
+    assert not isinstance(decoded, EventInvalid), decoded
+    assert event.id == decoded[0].id == key
+    assert event.ticket("t", "f").invocation == id_of("t", "f", decoded[0], control=decoded[1])
+
+
+def test_a_payload_is_told_from_another_wherever_it_is() -> None:
+    """A body that went through the object store in one call, and in the message in the next, is the same body."""
+    inline = Event(id="1", source="", type="", subject="", time="", datacontenttype="", dataschema="", extensions={}, data=b"body")
+    digest = payload_digest(inline)
+    stored = msgspec.structs.replace(inline, data=b"", dataref=f"once.{'r' * 22}.{digest}")
+
+    assert len(digest) == 43
+    assert payload_digest(stored) == digest
+    assert payload_digest(msgspec.structs.replace(inline, data=b"other")) != digest

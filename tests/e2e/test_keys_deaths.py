@@ -1,0 +1,128 @@
+"""What a death leaves of an idempotency key, and what a repetition makes of it: the outcome is there once, and nothing runs beside itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import nats
+import pytest
+from keyed import KEY, began, functions_in, payload, runs, same
+from nats.aio.client import Client
+from node import SHORT_LEASE, Node, end, head, running
+
+from faas.bus.server import EmbeddedServer
+from faas.config import BusConfig
+from faas.identity import invocation_id
+
+
+@pytest.fixture(scope="module")
+async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    root = tmp_path_factory.mktemp("keys")
+    async with running(functions_in(root), root / "state", environ=SHORT_LEASE) as node:
+        yield node
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a function leaves one file for each time that it runs."""
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+async def claim(node: Node, function: str, key: str, first_seen: str) -> str:
+    """What a node leaves that dies between the claim of a key and its event; the invocation."""
+    invocation = invocation_id("default", function, source="", event_id=key)
+    headers = {"Faas-Event-Id": key, "Faas-First-Seen": first_seen, "Faas-Attempt": "0"}
+    await node.client.jetstream().publish(f"faas.attempt.default.{function}.{invocation}", b"[]", headers=headers)
+    return invocation
+
+
+@pytest.mark.parametrize("first_seen", ["2026-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"], ids=["long ago", "just now"])
+async def test_a_key_whose_node_died_before_it_stored_the_event_is_run_when_it_is_repeated(
+    node: Node, folder: Path, first_seen: str
+) -> None:
+    """A claim alone would otherwise lock its key for a day."""
+    invocation = await claim(node, "counts", f"claimed-{first_seen}", first_seen)
+    answer = await node.request("counts", payload(folder), headers={KEY: f"claimed-{first_seen}"})
+
+    assert end(answer) == ("succeeded", "")
+    assert head(answer)["Faas-Invocation"] == invocation
+    assert runs(folder) == 1
+
+
+async def test_a_repetition_beyond_the_streams_memory_stores_no_second_event_while_the_first_runs(node: Node, folder: Path) -> None:
+    """FAAS_EVENTS forgets an id after two minutes; a second event would run on another node beside the first."""
+    first = asyncio.create_task(node.request("waits", payload(folder), headers={KEY: "long"}))
+    await began(folder)
+    async with forgetful(node):
+        await claim(node, "waits", "long", "2026-01-01T00:00:00+00:00")  # as it is two minutes later, without the wait
+        before = await node.count("FAAS_EVENTS", "faas.submit.default.waits")
+        again = asyncio.create_task(node.request("waits", payload(folder), headers={KEY: "long"}))
+        await asyncio.wait([again], timeout=1)
+        after = await node.count("FAAS_EVENTS", "faas.submit.default.waits")
+    (folder.parent / "go").touch()
+
+    assert same(await first, await again)
+    assert (after, runs(folder)) == (before, 1)
+
+
+@asynccontextmanager
+async def forgetful(node: Node) -> AsyncIterator[None]:
+    """FAAS_EVENTS takes a message again that it has had, as it does two minutes later."""
+    stream = node.client.jetstream()
+    config = (await stream.stream_info("FAAS_EVENTS")).config
+    was, config.duplicate_window = config.duplicate_window, 0.1
+    await stream.update_stream(config)
+    try:
+        async with asyncio.timeout(8):
+            while (await stream.publish("faas.submit.default.fails", b"null", headers={"Nats-Msg-Id": "forgotten"})).duplicate:
+                pass
+            while (await stream.publish("faas.submit.default.fails", b"null", headers={"Nats-Msg-Id": "forgotten"})).duplicate:
+                pass
+        yield
+    finally:
+        config.duplicate_window = was
+        await stream.update_stream(config)
+
+
+@pytest.mark.timeout(90)
+async def test_a_repetition_finds_its_outcome_on_another_node_after_the_first_was_killed(tmp_path: Path) -> None:
+    """The event is in the stream, so whoever is left runs it; its caller asks again, and nothing is billed twice."""
+    functions, folder = functions_in(tmp_path), tmp_path / "runs"
+    folder.mkdir()
+    async with EmbeddedServer.open(BusConfig(), state=tmp_path / "bus", host="127.0.0.1", port=0, token=secrets.token_hex(8)) as server:
+        options = ("--nats", server.url, "--environments", "current")
+        async with (
+            running(functions, tmp_path / "second", *options, environ=SHORT_LEASE) as second,
+            nats_client(server.url) as client,
+        ):
+            asked = asyncio.create_task(client.request("faas.invoke.default.waits", payload(folder), timeout=60, headers={KEY: "killed"}))
+            await began(folder)
+            os.killpg(second.process.pid, signal.SIGKILL)
+            await second.process.wait()
+            (tmp_path / "go").touch()
+            async with running(functions, tmp_path / "third", *options, environ=SHORT_LEASE) as third:
+                answer = await third.request("waits", payload(folder), headers={KEY: "killed"}, wait_s=40)
+                again = await third.request("waits", payload(folder), headers={KEY: "killed"})
+                billed = await third.records("waits", head(answer)["Faas-Invocation"])
+            asked.cancel()
+
+    assert end(answer) == ("succeeded", "")
+    assert same(answer, again)
+    assert runs(folder) == 2
+    assert len(billed) == 1
+
+
+@asynccontextmanager
+async def nats_client(url: str) -> AsyncIterator[Client]:
+    client = await nats.connect(url)
+    try:
+        yield client
+    finally:
+        await client.close()
