@@ -194,7 +194,8 @@ class Follower:
             row = reading.ended(entry, await self._body(entry) if reading.failed(entry) else b"")
             if row is not None:
                 found.ended.append(row)
-                if row.detail and row.attempts:
+                of_the_attempt = row.start or not row.outcome  # else it ended between two, like what is cancelled in a back-off
+                if row.detail and row.attempts and of_the_attempt:
                     found.details.append((f"{row.invocation}.{row.attempts}", row.detail))
         return found
 

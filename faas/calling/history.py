@@ -133,7 +133,8 @@ def why(full: RunInFull, holdings: Iterable[Holding], place: Place | None) -> Wh
 
 def _stands(run: Run, place: Place | None) -> str:
     """Of an event that no node has in its hands."""
-    again = f" It is tried again after {run.attempts} attempts, the last one {run.reason}." if run.attempts else ""
+    so_far = f"{run.attempts} attempts, the last one {run.reason}" if run.attempts > 1 else f"one attempt: {run.reason}"
+    again = f" It is tried again after {so_far}." if run.attempts else ""
     if place is None:
         return f"no node has it, and where it stands on the bus is not known.{again}"
     if place.retry_at_ms:

@@ -219,7 +219,8 @@ def _print_diagnosis(found: Diagnosis) -> None:
     measured = found.measured
     print(f"{found.function} of tenant {found.tenant}")
     if measured.attempts:
-        rate = f", {measured.per_hour:.3g} an hour over {format_duration(measured.span_s)}" if measured.per_hour else ""
+        an_hour = f"{measured.per_hour:,.0f}" if measured.per_hour >= 10 else f"{measured.per_hour:.2g}"
+        rate = f", {an_hour} an hour over {format_duration(measured.span_s)}" if measured.per_hour else ""
         print(f"  attempts    {measured.attempts}{rate}; {measured.ended_badly} ended as anything but succeeded")
         print(f"  starts      {', '.join(f'{count} {start}' for start, count in measured.starts.items())}")
         for what in ("queue", "load", "run", "cpu"):

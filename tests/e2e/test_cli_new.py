@@ -16,6 +16,7 @@ from node import command, running
 
 from faas.cli.new import TEMPLATES
 
+ROOT = Path(__file__).resolve().parents[2]
 NEEDS_TORCH = "torch"
 TEMPLATES_HERE = [template for template in TEMPLATES if template != NEEDS_TORCH]
 """What the interpreter of the tests can run."""
@@ -47,6 +48,16 @@ async def test_a_new_function_passes_its_own_test_without_a_node(tmp_path: Path,
 
     assert " passed" in said
     assert "FUNCTION" not in "".join(file.read_text() for file in (tmp_path / "my-first").glob("*.*"))
+
+
+async def test_a_new_function_of_this_checkout_is_tested_with_pytest_alone(tmp_path: Path) -> None:
+    """README says so, and the options of our own tests are for plugins that its author need not have."""
+    await make("mine", "plain", tmp_path)
+    plugins = [option for name in ("asyncio", "timeout", "hypothesispytest", "cacheprovider") for option in ("-p", f"no:{name}")]
+
+    said = await python(tmp_path, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "--rootdir", ".", *plugins, "mine")
+
+    assert " passed" in said
 
 
 @pytest.mark.timeout(200)

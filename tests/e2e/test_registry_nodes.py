@@ -218,6 +218,19 @@ async def test_buckets_that_somebody_deletes_are_made_again_and_what_is_served_s
     assert (await answer(node, "own"))[0] == b"1"
 
 
+async def test_a_deploy_that_is_heard_before_it_is_stored_is_looked_for_again(node: Node) -> None:
+    """Hearing is faster than the disk now and then; whoever deploys and publishes was told for five seconds that nothing takes it."""
+    looks = await node.client.subscribe("$JS.API.STREAM.INFO.KV_FAAS_REGISTRY")
+    refused = {"Nats-Expected-Last-Sequence": "4000000000"}
+    answered = await node.client.request("$KV.FAAS_REGISTRY.default.own", b"", headers=refused)  # heard, and never stored
+
+    assert "error" in json.loads(answered.data)
+    async with asyncio.timeout(4):  # two of these come within 5 s anyway
+        for _ in range(3):
+            await looks.next_msg(timeout=4)
+    await looks.unsubscribe()
+
+
 # ---------------------------------------------------------------- the folder of a node, at its start
 
 
