@@ -53,6 +53,7 @@ from faas.gateway.webhooks import Webhooks
 from faas.intake import Drained, Intake
 from faas.keyed import KeyedCalls
 from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
+from faas.place import Place
 from faas.pool.attempt import Attempts
 from faas.pool.grants import Grants
 from faas.pool.large import LargeBodies
@@ -65,7 +66,7 @@ from faas.processes import show_nothing
 from faas.questions import Questions
 from faas.registry.nodes import Nodes, NodeSeen
 from faas.registry.spec import Reading, read_functions
-from faas.rollout import Place, Rollout
+from faas.rollout import Rollout
 from faas.security.secrets import Secrets
 from faas.security.tenants import Tenants
 from faas.security.tokens import Tokens

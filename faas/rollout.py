@@ -7,11 +7,9 @@ one before it serving, and says why. How a version is swapped under what runs is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -22,18 +20,16 @@ from faas.bus.connection import Bus
 from faas.bus.declared import BUNDLES_BYTES, BUNDLES_SHARE
 from faas.bus.listing import owner
 from faas.concurrency import side_by_side
-from faas.config import BusConfig
 from faas.errors import BusUnavailable, DeployRefused, FaasError
 from faas.intake import Intake
-from faas.model import FunctionReport, FunctionVersion, RuntimeProfile
+from faas.model import FunctionReport, FunctionVersion
+from faas.place import Environments, Place
 from faas.pool.pool import WorkerPool
 from faas.registry.declared import in_effect
 from faas.registry.hooks import Hooks, contradictions, hooks_of
 from faas.registry.packing import unpack_for
 from faas.registry.registry import Change, Key, Registration, Registry, Revision
 from faas.registry.reports import report_of, unserved, with_error
-from faas.registry.spec import Reading
-from faas.security.tenants import Tenants
 from faas.triggers import Trigger
 
 log = structlog.get_logger()
@@ -42,32 +38,6 @@ RELIST_S = 5.0
 """So often the registry is looked at behind the messages that announce a change: any of them may have been lost."""
 AGAIN_S = 0.02
 """After an announcement with nothing behind it, four times longer each time: it is heard as soon as it is published, and stored a moment later."""
-
-
-class Environments(Protocol):
-    """What is asked of whoever makes environments."""
-
-    async def problems(self, functions: Sequence[FunctionVersion], profiles: Mapping[str, RuntimeProfile]) -> dict[Key, str]:
-        """By (tenant, function): why it cannot have its dependencies here."""
-
-    def warnings(self, profiles: Sequence[RuntimeProfile]) -> list[str]:
-        """A sentence for each profile whose lock is stale."""
-
-
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Place:
-    """What of this node decides what it can serve, and under which name it deploys. `folder` is None where it has none of its own."""
-
-    node: str
-    bus: BusConfig
-    profiles: Mapping[str, RuntimeProfile]
-    folder: Reading | None
-    mounts: Sequence[str]  # folders of this machine that functions may mount
-    tenants: Tenants
-    copies: Path  # where copies of functions' own mounts lie
-    store_bytes: int | None
-    eager: bool
-    not_enforced: tuple[str, ...]
 
 
 @dataclass(slots=True, eq=False)

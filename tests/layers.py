@@ -18,7 +18,7 @@ HEIGHTS = {
     0: "errors model objects invocation runs tally subjects strict triggers cron concurrency units identity envelope seeds processes version worker",
     1: "config statefolder telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
-    3: "pool accounting timetable admission unended keyed client",
+    3: "place pool accounting timetable admission unended keyed client",
     4: "dispatcher ends intake cancelling questions rollout gateway",
     5: "app",
     6: "cli testing __main__",

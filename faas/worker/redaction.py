@@ -59,6 +59,7 @@ class Redactor:
             for length in range(BEGIN_BYTES - 1, longest, -1):
                 if tail.endswith(form[:length]):
                     longest = length
+                    break
         return longest
 
 
