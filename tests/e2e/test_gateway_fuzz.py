@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -48,6 +48,43 @@ def hostile(draw: random.Random, canary: Path) -> str:
     )  # fmt: skip
 
 
+NAMES = [
+    "ce-id",
+    "ce-source",
+    "ce-type",
+    "ce-subject",
+    "ce-time",
+    "ce-dataref",
+    "Content-Type",
+    "traceparent",
+    "tracestate",
+    "Faas-Deadline",
+    "Faas-Timeout",
+    "Faas-Depth",
+    "Faas-Chunk-To",
+    "Faas-Invocation",
+    "Faas-Reply-To",
+    "Nats-Msg-Id",
+    "Prefer",
+    "Accept",
+    "Last-Event-ID",
+    "Authorization",
+    "Idempotency-Key",
+    "Content-Encoding",
+    "Expect",
+    "Cookie",
+]
+
+
+def _lines(draw: random.Random, text: Callable[[], str]) -> list[str]:
+    names = [*NAMES, f"ce-{MARK}", f"Nats-{MARK}", f"X-{MARK}", f"ce-{text()[:20]}"]
+    lines = [f"{draw.choice(names)}: {text()}" for _ in range(draw.randint(0, 6))]
+    if draw.random() < 0.5:
+        lines += ["ce-specversion: 1.0", "ce-id: 1", "ce-source: /a", f"ce-type: {text()}"]
+    lines += draw.choice([[], ["Prefer: respond-async"], ["Prefer: wait=0"], ["Accept: text/event-stream"]])
+    return lines + draw.choice([[], ["Content-Type: application/json"], ["Content-Type: application/cloudevents+json"]])
+
+
 def request(draw: random.Random, canary: Path) -> bytes:
     """One request, as bytes: mostly well-formed HTTP around hostile text."""
 
@@ -69,45 +106,7 @@ def request(draw: random.Random, canary: Path) -> bytes:
             lambda: f"/usage?by={encoded()}&since={encoded()}",
         ]
     )()
-    names = [
-        "ce-id",
-        "ce-source",
-        "ce-type",
-        "ce-subject",
-        "ce-time",
-        f"ce-{MARK}",
-        f"ce-{text()[:20]}",
-        "ce-dataref",
-        "Content-Type",
-        "traceparent",
-    ]
-    names += [
-        "tracestate",
-        "Faas-Deadline",
-        "Faas-Timeout",
-        "Faas-Depth",
-        "Faas-Chunk-To",
-        "Faas-Invocation",
-        "Nats-Msg-Id",
-        f"Nats-{MARK}",
-        "Prefer",
-    ]
-    names += [
-        "Accept",
-        "Last-Event-ID",
-        "Authorization",
-        "Idempotency-Key",
-        f"X-{MARK}",
-        "Content-Encoding",
-        "Expect",
-        "Cookie",
-        "Faas-Reply-To",
-    ]
-    lines = [f"{draw.choice(names)}: {text()}" for _ in range(draw.randint(0, 6))]
-    if draw.random() < 0.5:
-        lines += ["ce-specversion: 1.0", "ce-id: 1", "ce-source: /a", f"ce-type: {text()}"]
-    lines += draw.choice([[], ["Prefer: respond-async"], ["Prefer: wait=0"], ["Accept: text/event-stream"]])
-    lines += draw.choice([[], ["Content-Type: application/json"], ["Content-Type: application/cloudevents+json"]])
+    lines = _lines(draw, text)
     body = draw.choice(
         [b"", text().encode(), b'{"n": 1}', b'{"specversion":"1.0","id":"' + text().encode() + b'","source":"/a","type":"t","data":1}']
     )
