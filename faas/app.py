@@ -69,6 +69,7 @@ from faas.rollout import Place, Rollout
 from faas.security.secrets import Secrets
 from faas.security.tenants import Tenants
 from faas.security.tokens import Tokens
+from faas.seeds import read_seed
 from faas.statefolder import NodeInfo, node_file, state_folder
 from faas.tally import Tally
 from faas.timetable import Timetable
@@ -390,5 +391,6 @@ def _read_folder(config: Config, profiles: dict[str, RuntimeProfile]) -> Reading
 @asynccontextmanager
 async def _bus(config: Config, url: str) -> AsyncIterator[Bus]:
     """The connection, which knows the bus's time."""
-    async with Bus.open(url, node=config.node) as bus, clock.ClockWatch.open(bus):
+    seed = partial(read_seed, config.nkey) if config.nkey is not None else str
+    async with Bus.open(url, node=config.node, seed=seed) as bus, clock.ClockWatch.open(bus):
         yield bus

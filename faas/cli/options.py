@@ -36,6 +36,7 @@ class Where:
 
     nats: Annotated[str | None, Parameter(help="URL of the bus; else FAAS_NATS, else the node of --state.")] = None
     state: Annotated[Path, Parameter(help="State folder of the node.")] = DEFAULT_STATE
+    nkey: Annotated[Path | None, Parameter(help="Seed file to show the bus, where it knows users by nkeys; else FAAS_NKEY.")] = None
 
 
 @Parameter(name="*")
