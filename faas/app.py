@@ -239,7 +239,9 @@ class _Node:
                 Intake.open(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, grace_s=GRACE_S)
             )
             node = cls(config, bus, environments=environments, pool=pool, intake=intake, questions=questions, captured=captured)
-            node._webhooks = Webhooks(EventStore(bus, payloads), provider, config.http, tenants=bool(Tokens(config.tenants)))
+            node._webhooks = Webhooks(
+                EventStore(bus, payloads), provider, config.http, tenants=bool(Tokens(config.tenants)), tally=attempts.tally
+            )
             node._cancelling = cancelling
             cancelling.functions = node._function
             keys.is_open = cancelling.is_open
