@@ -19,6 +19,7 @@ from faas.errors import AlreadyStored
 from faas.identity import invocation_id
 from faas.invocation import Invocation
 from faas.model import FunctionSpec, FunctionVersion
+from faas.security.tenants import Tenants
 from faas.triggers import Trigger
 
 YEARLY = Trigger(schedule="0 3 1 1 *", timezone="Europe/Berlin", payload={"text": "é\r\n"})
@@ -99,7 +100,7 @@ async def test_a_fire_is_the_invocation_of_its_schedule_and_time(
     await schedules.arm(Slot(tenant, "f", 3), YEARLY, at, then=None, view=VIEW)
     delivery = await deliveries.next()
     await puller.stop()
-    invocation = of_delivery(delivery, FunctionVersion(spec=spec, version="v", files=()), now=bus.now())
+    invocation = of_delivery(delivery, FunctionVersion(spec=spec, version="v", files=()), now=bus.now(), tenants=Tenants())
 
     assert isinstance(invocation, Invocation)
     event = invocation.event
