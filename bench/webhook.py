@@ -193,13 +193,13 @@ async def _settled(client: Client) -> int:
     """Wait until the function has ended all that waits; how much that was."""
     stream, first, began = client.jetstream(), -1, time.perf_counter()
     while time.perf_counter() - began < SETTLED_S:
-        consumers = await stream.consumers_info("FAAS_EVENTS")
-        waiting = sum((consumer.num_pending or 0) + (consumer.num_ack_pending or 0) for consumer in consumers)
+        own = [consumer for consumer in await stream.consumers_info("FAAS_EVENTS") if consumer.name.startswith("default-bench-")]
+        waiting = sum((consumer.num_pending or 0) + (consumer.num_ack_pending or 0) for consumer in own)
         first = waiting if first < 0 else first
         if not waiting:
             return first
         await asyncio.sleep(0.02)
-    raise RuntimeError(f"deliveries still waited for the function after {SETTLED_S:g} s")
+    raise RuntimeError(f"{waiting} deliveries still waited for the function after {SETTLED_S:g} s")
 
 
 def rows_of(sync: str, bare: Side, ours: Side, settings: argparse.Namespace) -> list[dict[str, Figure]]:

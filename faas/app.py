@@ -70,6 +70,7 @@ from faas.rollout import Rollout
 from faas.security.secrets import Secrets
 from faas.security.tenants import Tenants
 from faas.security.tokens import Tokens
+from faas.seeds import read_seed
 from faas.statefolder import NodeInfo, node_file, state_folder
 from faas.tally import Tally
 from faas.timetable import Timetable
@@ -239,7 +240,9 @@ class _Node:
                 Intake.open(bus, service, dispatcher, pool=pool, heartbeats=heartbeats, grace_s=GRACE_S)
             )
             node = cls(config, bus, environments=environments, pool=pool, intake=intake, questions=questions, captured=captured)
-            node._webhooks = Webhooks(EventStore(bus, payloads), provider, config.http, tenants=bool(Tokens(config.tenants)))
+            node._webhooks = Webhooks(
+                EventStore(bus, payloads), provider, config.http, tenants=bool(Tokens(config.tenants)), tally=attempts.tally
+            )
             node._cancelling = cancelling
             cancelling.functions = node._function
             keys.is_open = cancelling.is_open
@@ -391,5 +394,6 @@ def _read_folder(config: Config, profiles: dict[str, RuntimeProfile]) -> Reading
 @asynccontextmanager
 async def _bus(config: Config, url: str) -> AsyncIterator[Bus]:
     """The connection, which knows the bus's time."""
-    async with Bus.open(url, node=config.node) as bus, clock.ClockWatch.open(bus):
+    seed = partial(read_seed, config.nkey) if config.nkey is not None else str
+    async with Bus.open(url, node=config.node, seed=seed) as bus, clock.ClockWatch.open(bus):
         yield bus

@@ -349,12 +349,14 @@ class Connecting:
         return self.__aenter__().__await__()
 
 
-def connect(url: str | None = None, *, state: Path | str = ".faas") -> Connecting:
+def connect(url: str | None = None, *, state: Path | str = ".faas", nkey: Path | str | None = None) -> Connecting:
     """Connect to the bus at `url`, else at FAAS_NATS, else to the node whose state folder this is.
+
+    `nkey` is a seed file, else FAAS_NKEY names one: what a bus knows you by that `faas nats-config` wrote users for.
 
     Raises ConfigInvalid where no node is named, BusUnavailable where nobody answers.
     """
-    return Connecting(open_connection(url, state=Path(state)))
+    return Connecting(open_connection(url, state=Path(state), nkey=None if nkey is None else Path(nkey)))
 
 
 def no_such_function(function: str, tenant: str | None, others: Iterable[str]) -> NoSuchFunction:

@@ -131,6 +131,7 @@ class Config(Struct, frozen=True, kw_only=True):
     node: str
     mounts: tuple[str, ...] = ()  # absolute folders that functions may mount
     nats: str = ""  # URL of a server that is there already; empty: the embedded one
+    nkey: Path | None = None  # seed file to show that server
     environments: Literal["build", "current"] = "build"  # "current": the node's own interpreter, and nothing is installed
     bus_address: tuple[str, int] = ("127.0.0.1", 4222)
     http_address: tuple[str, int] = ("127.0.0.1", 8080)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from faas.errors import ConfigInvalid
 
+VARIABLE = "FAAS_NKEY"
+"""A path, for whoever is given none."""
 SEED_BYTES = 32
 FILE_BYTES = 4096
 _USER = b"SU"
@@ -32,11 +34,20 @@ def read_seed(path: Path) -> str:
     raise ConfigInvalid(f"{path} holds no seed of a user, which begins with SU; `faas nats-config` writes some")
 
 
+def seed_of(given: Path | None) -> str:
+    """The seed in the file that was given, else in that of FAAS_NKEY, else "". Raises ConfigInvalid."""
+    path = given or (Path(named) if (named := os.environ.get(VARIABLE)) else None)
+    return read_seed(path) if path is not None else ""
+
+
 def public_key(seed: str, *, where: str = "it") -> str:
     """What the server knows the holder of a seed by. Raises ConfigInvalid."""
     import nkeys
 
     try:
+        prefix, raw = nkeys.decode_seed(seed.encode())
+        if nkeys.encode_seed(bytes(raw), prefix).decode() != seed:  # the library does not look at its checksum
+            raise ValueError("mistyped")
         return bytes(nkeys.from_seed(bytearray(seed.encode())).public_key).decode()
     except (nkeys.NkeysError, ValueError) as error:
         raise ConfigInvalid(f"{where} holds no seed that can be used; `faas nats-config` writes some") from error

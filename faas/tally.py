@@ -56,6 +56,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._functions: dict[Key, Counts] = {}
+        self.deliveries: dict[tuple[str, str, str], int] = {}  # by tenant, webhook, and "accepted", "repeated", "answered" or why not
         self.given_back = 0  # invocations that the node did not start because it stops
 
     @property
@@ -74,6 +75,11 @@ class Tally:
         if counts is None:
             counts = self._functions[key] = Counts()
         return counts
+
+    def delivery(self, tenant: str, webhook: str, said: str) -> None:
+        """Somebody has posted to a webhook that is served here."""
+        key = (tenant, webhook, said)
+        self.deliveries[key] = self.deliveries.get(key, 0) + 1
 
     def end(self, key: Key, reason: str) -> None:
         """An invocation has ended, and no other attempt follows."""

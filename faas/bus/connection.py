@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -39,7 +38,6 @@ from faas.bus.messages import (
     encode_head,
 )
 from faas.errors import AlreadyStored, BusUnavailable, FaasError, MessageTooLarge, StoreRefused, SubjectInvalid
-from faas.seeds import read_seed
 from faas.subjects import node_inbox, problem_with_reply
 from faas.telemetry import without_token
 
@@ -104,8 +102,8 @@ class Subscription:
 class Bus:
     """The node's connection. `open` it; every method raises BusUnavailable where the bus does not take or answer in time."""
 
-    def __init__(self, url: str, node: str, *, nkey: Path | None = None, inbox: str = "") -> None:
-        self._url, self._nkey = url, nkey
+    def __init__(self, url: str, node: str, *, seed: Callable[[], str] = str, inbox: str = "") -> None:
+        self._url, self._seed = url, seed
         self._inbox = f"{inbox or node_inbox(node)}.{secrets.token_hex(8)}"  # of this connection alone: two nodes may be given one name
         self._name = f"faas {node}"
         self._client: DirectClient | None = None
@@ -122,12 +120,12 @@ class Bus:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, *, node: str, nkey: Path | None = None, inbox: str = "") -> AsyncIterator[Bus]:
+    async def open(cls, url: str, *, node: str, seed: Callable[[], str] = str, inbox: str = "") -> AsyncIterator[Bus]:
         """Connect, and keep the connection alive until the block is left. Raises BusUnavailable where nobody answers at first.
 
-        `nkey` is a file with a seed; `inbox` is what its inboxes begin with, where that is not a node's. Raises ConfigInvalid without the file.
+        `seed` gives the nkey to show, "" for none; `inbox` is what its inboxes begin with, where that is not a node's. Raises what `seed` does.
         """
-        bus = cls(url, node, nkey=nkey, inbox=inbox)
+        bus = cls(url, node, seed=seed, inbox=inbox)
         await bus._connect()
         try:
             await bus.subscribe(f"{bus._inbox}.r.*", bus._resolve)
@@ -144,7 +142,7 @@ class Bus:
 
     async def _connect(self) -> None:
         client = DirectClient()
-        seed = read_seed(self._nkey) if self._nkey is not None else ""  # anew each time: it may be another by now
+        seed = self._seed()  # anew each time: it may be another by now
         try:
             async with asyncio.timeout(CONNECT_S):
                 await client.reach(self._url, name=self._name, inbox=self._inbox, seed=seed, hear=partial(self._hear, client))

@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 from faas import subjects
 from faas.envelope import check_size
 from faas.errors import BusUnavailable, ConfigInvalid, NoSuchFunction
+from faas.seeds import inbox_of, seed_of
 
 CONNECT_S = 3.0
 QUESTION_S = 2.0
@@ -129,9 +130,12 @@ class Connection:
 
 
 @asynccontextmanager
-async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Connection]:
-    """To the bus at `url`, else at FAAS_NATS, else to the node whose state folder this is. Raises ConfigInvalid, BusUnavailable."""
-    address = address_of(url, state)
+async def open_connection(url: str | None, *, state: Path, nkey: Path | None = None) -> AsyncIterator[Connection]:
+    """To the bus at `url`, else at FAAS_NATS, else to the node whose state folder this is. Raises ConfigInvalid, BusUnavailable.
+
+    `nkey` is a seed file, else FAAS_NKEY is; with one, what it is answered comes to inboxes that nobody else may listen on.
+    """
+    address, seed = address_of(url, state), seed_of(nkey)
     said: list[str] = []
 
     async def note(error: Exception) -> None:
@@ -152,6 +156,8 @@ async def open_connection(url: str | None, *, state: Path) -> AsyncIterator[Conn
                 reconnect_time_wait=0,
                 error_cb=note,
                 reconnected_cb=note_reconnect,
+                nkeys_seed_str=seed or None,
+                inbox_prefix=inbox_of(seed) if seed else "_INBOX",
             )
     except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
         with suppress(nats.errors.Error, OSError, TimeoutError, AssertionError):  # the last: of a client that got no further than the URL

@@ -24,7 +24,7 @@ def cancel(
     from faas.client import connect
 
     async def ask() -> object:
-        async with connect(where.nats, state=where.state) as client:
+        async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
             return await client.cancel(invocation, function=function, tenant=tenant)
 
     answer = msgspec.to_builtins(asyncio.run(ask()))

@@ -196,12 +196,15 @@ async def registry(where: Where) -> AsyncIterator[tuple[Bus, Registry]]:
     from faas.bus.connection import Bus
     from faas.calling.connection import address_of, hint_of
     from faas.registry.registry import Registry
+    from faas.seeds import inbox_of, seed_of
     from faas.telemetry import set_up_logging
 
     set_up_logging(quiet=True)
     opened = False
     try:
-        async with Bus.open(address_of(where.nats, where.state), node="cli") as bus:
+        seed = seed_of(where.nkey)
+        inbox = inbox_of(seed) if seed else ""
+        async with Bus.open(address_of(where.nats, where.state), node="cli", seed=lambda: seed, inbox=inbox) as bus:
             opened = True
             yield bus, Registry(bus)
     except BaseExceptionGroup as group:

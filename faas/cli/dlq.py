@@ -63,7 +63,7 @@ def list_letters(
 async def _found(which: Range, where: Where, invocations: tuple[str, ...] = ()) -> list[Letter]:
     from faas.client import connect
 
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         return [letter async for letter in which.of(client, invocations)]
 
 
@@ -122,7 +122,7 @@ async def _redrive(invocations: tuple[str, ...], which: Range, *, where: Where, 
     from faas.client import connect
 
     rows: list[dict[str, str]] = []
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         meant = [letter async for letter in which.of(client, invocations)]  # before any is redriven: one that fails again is a new letter
         for letter in meant:
             try:
@@ -157,7 +157,7 @@ async def _purge(invocations: tuple[str, ...], which: Range, *, where: Where, as
     from faas.client import connect
 
     gone: list[str] = []
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         async for letter in which.of(client, invocations):
             await client.bury(letter)
             gone.append(letter.invocation)

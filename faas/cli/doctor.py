@@ -149,7 +149,7 @@ async def _diagnose(
     from faas.accounting import advice
     from faas.client import connect
 
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         spec, version = await _served(client, tenant, name, source=source)
         measured = advice.measure(await _records(client, tenant, name))
     found = Diagnosis(function=name, tenant=tenant, measured=measured)

@@ -54,7 +54,7 @@ async def _publish(subject: str, body: bytes, head: dict[str, str], *, id: str |
         raise ConfigInvalid(f"{subject[:80]!r} cannot be published to: {'it has a wildcard' if wild else problem}")
     rows: list[Row] = []
     async with (
-        connect(where.nats, state=where.state) as client,
+        connect(where.nats, state=where.state, nkey=where.nkey) as client,
         client.publish_and_listen(subject, body, id=id, headers=head) as (sent, outcomes),
     ):
         if wait:
@@ -133,7 +133,7 @@ async def _submit(function: str, body: bytes, head: dict[str, str], *, call: Cal
         except ValueError as error:
             raise ConfigInvalid(f"--timeout: {error}") from error
         head["Faas-Timeout"] = call.timeout
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         ticket = await client.submit(function, body, id=id, tenant=call.tenant, headers=head)
     if as_json:
         print_json({"function": function, "tenant": call.tenant, "invocation": ticket.invocation})
@@ -145,7 +145,7 @@ async def _submit(function: str, body: bytes, head: dict[str, str], *, call: Cal
 async def _invoke(function: str, body: bytes, head: dict[str, str], *, call: Call, where: Where, as_json: bool) -> int:
     from faas.client import connect
 
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         reply = await client.request(
             function, body, tenant=call.tenant, timeout=call.timeout, headers=head, idempotency_key=call.idempotency_key
         )
@@ -164,7 +164,7 @@ async def _stream(function: str, body: bytes, head: dict[str, str], *, call: Cal
 
     text = False  # so far all was text, whose last line has no end yet
     try:
-        async with connect(where.nats, state=where.state) as client:
+        async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
             async for item in client.stream(function, body, tenant=call.tenant, timeout=call.timeout, headers=head):
                 text = isinstance(item, str) and not as_json
                 print_item(item, as_json=as_json)

@@ -67,7 +67,7 @@ async def _found(where: Where, name: str | None) -> list[FunctionReport]:
         )
         for known in registrations
     }
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         try:
             reports = await client.functions(name or "")
         except BusUnavailable:

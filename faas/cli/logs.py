@@ -43,7 +43,7 @@ async def _logs(function: str, *, which: Which, where: Where, as_json: bool) -> 
     from faas.errors import BusUnavailable, NoSuchFunction
 
     seen = False
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         lines = client.logs(function, tenant=which.tenant, invocation=which.invocation, follow=which.follow, since=which.since)
         async for line in lines:
             seen = True

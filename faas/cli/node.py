@@ -40,6 +40,9 @@ class Addresses:
     ] = None
     bus: Annotated[str | None, Parameter(help="HOST:PORT of the embedded server, default 127.0.0.1:4222; port 0 chooses.")] = None
     http: Annotated[str, Parameter(help="HOST:PORT of /healthz, /readyz and /metrics; port 0 chooses.")] = "127.0.0.1:8080"
+    nkey: Annotated[
+        Path | None, Parameter(help="Seed file to show the server of --nats; else FAAS_NKEY. `faas nats-config` writes it.")
+    ] = None
 
 
 @Parameter(name="*")
@@ -96,6 +99,8 @@ def settings_of(
 
     if addresses.nats and addresses.bus:
         raise ConfigInvalid("--bus is where the embedded server listens, and with --nats there is none; leave one of the two out")
+    if addresses.nkey and not addresses.nats:
+        raise ConfigInvalid("--nkey is shown to the server of --nats; the embedded one has a token of its own; leave it out")
     readable(state, "--state")
     file = config if config is not None else Path("faas.toml") if Path("faas.toml").exists() else None
     parsed = load_file(file, os.environ)
@@ -111,6 +116,7 @@ def settings_of(
         state=state,
         node=node_name(state, node),
         nats=addresses.nats or "",
+        nkey=addresses.nkey or (Path(named) if addresses.nats and (named := os.environ.get("FAAS_NKEY")) else None),
         environments=environments,
         bus_address=parse_address(addresses.bus or DEFAULT_BUS, "--bus"),
         http_address=parse_address(addresses.http, "--http"),

@@ -40,6 +40,7 @@ class Where:
         str | None, Parameter(help="URL of the bus, those of a cluster joined by commas; else FAAS_NATS, else the node of --state.")
     ] = None
     state: Annotated[Path, Parameter(help="State folder of the node.")] = DEFAULT_STATE
+    nkey: Annotated[Path | None, Parameter(help="Seed file to show the bus, where it knows users by nkeys; else FAAS_NKEY.")] = None
 
 
 @Parameter(name="*")

@@ -64,7 +64,7 @@ def why(
 async def _list(which: Which, where: Where, *, as_json: bool) -> int:
     from faas.client import connect
 
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         found = await client.runs(
             function=which.function,
             tenant=which.tenant,
@@ -125,7 +125,7 @@ async def _show(invocation: str, where: Where, *, as_json: bool) -> int:
     from faas.client import connect
 
     lines: list[LogLine] = []
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         full = await client.run(invocation)
         async for line in client.logs(full.run.function, tenant=full.run.tenant, invocation=invocation):
             lines.append(line)
@@ -190,7 +190,7 @@ def _try(one: Try) -> Iterator[str]:
 async def _why(invocation: str, where: Where, *, as_json: bool) -> int:
     from faas.client import connect
 
-    async with connect(where.nats, state=where.state) as client:
+    async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         said = await client.why(invocation)
     if as_json:
         print_json(msgspec.to_builtins(said))

@@ -15,7 +15,6 @@ NOT_YET = frozenset(
         "dev",
         "map",
         "sweep",
-        "nats-config",
         "top",
         "usage",
         "budgets",

@@ -130,6 +130,13 @@ Example: faas dlq redrive --function embed --since 1h""",
     "faas.cli.dlq:purge": """Throw dead letters away for good.
 
 Example: faas dlq purge --until 7d""",
+    "faas.cli.natsconfig:nats_config": """Write users, their permissions and a seed file for each, for a nats-server that you run yourself.
+
+For every [[tenant]], for the nodes, and for an operator, who deploys. Keys that are there already stay; seeds are never shown.
+
+A rotation has two steps: --rotate USER, then, once its programs have the new seed, --retire USER; reload the server after each.
+
+Example: faas nats-config --out nats""",
     "faas.cli.token:new": """Make a bearer token of a tenant for the HTTP gateway: the token, and the lines of faas.toml that let it in.
 
 The token is shown this once; faas.toml holds its SHA-256. Taking the lines out again, and a new start of the node, ends it.
@@ -147,6 +154,7 @@ NAMES = {
     "faas.cli.dlq:redrive": "dlq redrive",
     "faas.cli.dlq:purge": "dlq purge",
     "faas.cli.deploy:remove": "functions remove",
+    "faas.cli.natsconfig:nats_config": "nats-config",
     "faas.cli.token:new": "token new",
 }
 """What is typed where it is not the function's own name: in a group of verbs, or like an option, since it needs no node and no project."""

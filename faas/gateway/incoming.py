@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from faas.bus.cloudevents import decode
-from faas.envelope import STRUCTURED
+from faas.envelope import STRUCTURED, completed
 from faas.gateway.problems import Refusal
 from faas.identity import key_problem
 from faas.model import Control, EventInvalid
@@ -24,6 +24,7 @@ CONTROL = {"faas-timeout": "Faas-Timeout", "faas-deadline": "Faas-Deadline", "fa
 KEY = "Faas-Idempotency-Key"
 """What `Idempotency-Key` is on the bus."""
 PLAIN = {"content-type": "Content-Type", "traceparent": "traceparent", "tracestate": "tracestate"}
+REQUIRED = {"ce-specversion", "ce-id", "ce-source", "ce-type"}
 HEAD_BYTES = 16 * 1024
 """Of what goes onto the bus: an outcome repeats some of it, and JetStream takes 65,535 bytes of headers."""
 BATCH = "application/cloudevents-batch"
@@ -77,7 +78,9 @@ def head_of(request: web.BaseRequest) -> dict[str, str]:
         raise Refusal(400, "event_invalid", "dataref is not supported over HTTP; send the data itself")
     if head.get("content-type", "").lower().startswith(BATCH):
         raise Refusal(415, "batch_not_supported", f"{BATCH} is not supported; send each event in a request of its own")
-    return {(KEY if name == KEY.lower() else CONTROL.get(name) or PLAIN.get(name) or name): value for name, value in head.items()}
+    whole = {(KEY if name == KEY.lower() else CONTROL.get(name) or PLAIN.get(name) or name): value for name, value in head.items()}
+    # With one of them it means to be a CloudEvent, and has to be one; attributes of its own alone are parameters beside a payload.
+    return whole if REQUIRED & set(head) or is_structured(whole) else completed(whole)
 
 
 def key_of(text: str) -> str:

@@ -84,7 +84,7 @@ class Invoking:
             if durable or control.key:
                 wait_s = preference.wait_s if durable else wait_s_of(control)
                 return await self._durable(call.request, tenant, function, head=head, body=body, preference=preference, wait_s=wait_s or 0)
-            data, carried = await self._carried(body, completed(head), kept_s=CALL_KEPT_S)
+            data, carried = await self._carried(body, head, kept_s=CALL_KEPT_S)
             asked = Request(tenant, function, carried, data, control)
             if wants_stream(call.request):
                 return await self._streams.call(call.request, asked)

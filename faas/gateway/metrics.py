@@ -2,7 +2,7 @@
 
 Names follow OpenTelemetry's semantic conventions for FaaS metrics (faas.invocations, faas.errors, faas.timeouts,
 faas.coldstarts, faas.init_duration, faas.invoke_duration, faas.cpu_usage, faas.mem_usage) in Prometheus' form. Every label is
-of a closed list: tenants and functions that are served, outcomes, reasons, starts, states, profiles.
+of a closed list: tenants, functions and webhooks that are served, outcomes, reasons, starts, states, profiles.
 """
 
 from __future__ import annotations
@@ -71,6 +71,12 @@ def _counted(tally: Tally) -> Iterator[Metric]:
         for reason, count in by_reason.items():
             attempts.add_metric((*key, OUTCOME_OF_REASON[reason], reason), count)
     yield from (invocations, errors, timeouts, coldstarts, attempts)
+    deliveries = CounterMetricFamily(
+        "faas_webhook_deliveries", "Requests to webhooks, by what their senders were told.", labels=("tenant", "webhook", "said")
+    )
+    for delivered, count in tally.deliveries.items():
+        deliveries.add_metric(delivered, count)
+    yield deliveries
     for name, text, pick in (
         ("faas_queue_duration_seconds", "Time from acceptance to a worker.", "queue"),
         ("faas_init_duration_seconds", "Time of loading, where a worker had to load.", "load"),

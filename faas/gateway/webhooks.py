@@ -6,9 +6,11 @@ it within the dedup window, and the outcomes after that. Knows no function but b
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 from urllib.parse import quote
 
@@ -17,8 +19,9 @@ import structlog
 from aiohttp import web
 
 from faas import subjects
+from faas.bus.connection import Stored
 from faas.config import HttpConfig
-from faas.errors import SecretMissing
+from faas.errors import FaasError, SecretMissing
 from faas.gateway import senders
 from faas.gateway.bodies import read_body
 from faas.gateway.problems import Refusal
@@ -30,9 +33,12 @@ from faas.identity import invocation_id
 from faas.registry.hooks import Hook, Hooks
 from faas.security.secrets import Secret
 from faas.security.signatures import Request, SecretUnusable, problem_with, verify
+from faas.tally import Tally
 
 log = structlog.get_logger()
 
+LARGE_BYTES = 2**18
+"""To verify and to read a larger body takes above a millisecond, which no other request waits for."""
 TRACEPARENT_CHARACTERS = 55
 TRACESTATE_CHARACTERS = 512
 
@@ -48,9 +54,16 @@ class Webhooks:
     """The webhooks of what a node serves. Without `tenants` it serves its own machine alone. `clock` is the node's own, in seconds since the epoch: signed times are held against it."""
 
     def __init__(
-        self, store: EventStore, secrets: Secrets, config: HttpConfig, *, tenants: bool, clock: Callable[[], float] = time.time
+        self,
+        store: EventStore,
+        secrets: Secrets,
+        config: HttpConfig,
+        *,
+        tenants: bool,
+        tally: Tally,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store, self._secrets, self._config, self._tenants, self._clock = store, secrets, config, tenants, clock
+        self._store, self._secrets, self._config, self._tenants, self._tally, self._clock = store, secrets, config, tenants, tally, clock
         self._hooks: Hooks = {}
         self._closed: dict[tuple[str, str], str] = {}  # why nobody gets in, as it was said in the log
 
@@ -72,20 +85,36 @@ class Webhooks:
         hook = self._hooks.get((call.name("tenant"), call.name("webhook")))
         if hook is None:
             raise Refusal(404, "unknown_webhook", f"no function of the tenant {call.name('tenant')} has a webhook {call.name('webhook')}")
+        try:
+            answer, said = await self._answer(hook, call.request)
+        except FaasError as error:
+            self._tally.delivery(hook.tenant, hook.name, error.code)
+            raise
+        self._tally.delivery(hook.tenant, hook.name, said)
+        return answer
+
+    async def _answer(self, hook: Hook, request: web.BaseRequest) -> tuple[web.Response, str]:
+        """What its sender is told, and what that is in a word."""
         if not self._tenants:  # what carries a signature may have come through a tunnel; what carries none may be any page in a browser
-            (own_machine if hook.verify == "none" else from_here)(call.request)
-        headers = _headers(call.request)
+            (own_machine if hook.verify == "none" else from_here)(request)
+        headers = _headers(request)
         _check_type(hook, headers.get("content-type", ""))
         limit_bytes = min(int(self._config.max_body_bytes), hook.payload_bytes)
-        body = await read_body(call.request, limit_bytes=limit_bytes, timeout_s=self._config.body_timeout_s)
-        self._check_sender(hook, Request(headers, body, self._clock()))
+        body = await read_body(request, limit_bytes=limit_bytes, timeout_s=self._config.body_timeout_s)
+        read = partial(self._read, hook, Request(headers, body, self._clock()))
+        delivery = await asyncio.to_thread(read) if len(body) > LARGE_BYTES else read()
+        if delivery.answer is not None:
+            return _plainly(delivery.answer.body, delivery.answer.content_type), "answered"
+        stored = await self._publish(hook, delivery, trace=_trace(headers))
+        return self._accepted(hook, delivery), "repeated" if stored.duplicate else "accepted"
+
+    def _read(self, hook: Hook, request: Request) -> Delivery:
+        """What is delivered, once its sender is known. Raises Refusal."""
+        self._check_sender(hook, request)
         try:
-            delivery = senders.read(hook.verify, headers, body)
+            return senders.read(hook.verify, request.headers, request.body)
         except Malformed as error:
             raise Refusal(400, "event_invalid", str(error)) from None
-        if delivery.answer is not None:
-            return _plainly(delivery.answer.body, delivery.answer.content_type)
-        return await self._publish(hook, delivery, trace=_trace(headers))
 
     def _check_sender(self, hook: Hook, request: Request) -> None:
         """Raises Refusal: 401 where its sender does not know the secret, or sent it long ago; 503 where we do not know it."""
@@ -105,15 +134,13 @@ class Webhooks:
             self._closed[at] = why
             log.error("webhook.closed", tenant=hook.tenant, webhook=hook.name, secret=hook.secret, why=why)
 
-    async def _publish(self, hook: Hook, delivery: Delivery, *, trace: Mapping[str, str]) -> web.Response:
-        """Store it, and say which invocations come of it: the same ids each time that it is delivered."""
-        source = f"/hooks/{hook.tenant}/{hook.name}"
-        await self._store.store(
+    async def _publish(self, hook: Hook, delivery: Delivery, *, trace: Mapping[str, str]) -> Stored:
+        return await self._store.store(
             subjects.hook(hook.tenant, hook.name),
             delivery.data,
             {
                 "id": delivery.id,
-                "source": source,
+                "source": _source(hook),
                 "type": delivery.type,
                 "subject": delivery.subject,
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -122,12 +149,16 @@ class Webhooks:
             content_type=delivery.content_type,
             once=len(hook.functions) == 1,
         )
-        found = [invocation_id(hook.tenant, function, source=source, event_id=delivery.id) for function in hook.functions]
-        return web.Response(
-            status=202,
-            body=msgspec.json.encode({"event": delivery.id, "invocations": found}),
-            headers={"Content-Type": "application/json"},
-        )
+
+    def _accepted(self, hook: Hook, delivery: Delivery) -> web.Response:
+        """Which invocations come of it: the same ids each time that it is delivered."""
+        found = [invocation_id(hook.tenant, function, source=_source(hook), event_id=delivery.id) for function in hook.functions]
+        body = msgspec.json.encode({"event": delivery.id, "invocations": found})
+        return web.Response(status=202, body=body, headers={"Content-Type": "application/json"})
+
+
+def _source(hook: Hook) -> str:
+    return f"/hooks/{hook.tenant}/{hook.name}"
 
 
 def worry_about(hook: Hook, secrets: Secrets) -> str:

@@ -17,8 +17,14 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import permitted
+
 FAAS = [sys.executable, "-m", "faas"]
 PROJECT = Path(__file__).resolve().parents[2]
+OWN_SERVER = {"FAAS_BUS__SYNC", "FAAS_BUS__MAX_PAYLOAD"}
+"""What only an embedded server takes."""
 SHORT_LEASE = {"FAAS_BUS__ACK_WAIT": "2s"}
 ECHO = "def handle(event: int):\n    return event\n"
 
@@ -125,6 +131,12 @@ def end(message: Msg) -> tuple[str, str]:
 async def running(functions: Path, state: Path, *options: str, environ: Mapping[str, str] | None = None) -> AsyncIterator[Node]:
     """`faas up` until the block is left; then SIGTERM, and SIGKILL where it does not end."""
     state.mkdir(parents=True, exist_ok=True)
+    if permitted.ASKED and not {"--nats", "--config", "--bus"} & set(options) and not (environ or {}).keys() & OWN_SERVER:
+        async with permitted.permitted(state / "permitted", permitted.suite_tenants(), streams=permitted.suite_streams()) as server:
+            bus = ("--nats", server.url, "--config", str(server.toml))
+            async with running(functions, state, *options, *bus, environ=environ) as node:
+                yield node
+        return
     process = await start(functions, state, *options, environ=environ)
     try:
         info = await ready(process, state)
@@ -139,7 +151,9 @@ async def running(functions: Path, state: Path, *options: str, environ: Mapping[
 
 async def start(functions: Path, state: Path, *options: str, environ: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
     """Start `faas up` on free ports, or on the bus that --nats names; its output in STATE/node.log."""
-    bus = () if "--nats" in options else ("--bus", "127.0.0.1:0")
+    bus: tuple[str, ...] = () if "--nats" in options else ("--bus", "127.0.0.1:0")
+    if "--nats" in options and (server := permitted.RUNNING.get(options[options.index("--nats") + 1])):
+        bus = ("--nkey", str(server.seed("node")))
     with (state / "node.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
             *FAAS, "up", "--functions", str(functions), "--state", str(state), *bus, "--http", "127.0.0.1:0", *options,

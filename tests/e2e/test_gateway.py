@@ -174,6 +174,14 @@ async def test_an_event_comes_in_binary_mode(door: Doors) -> None:
     assert json.loads(body) == {"id": "ä-1", "source": "/shop", "type": "order", "kind": JSON, "extensions": {"region": "eu"}}
 
 
+async def test_attributes_alone_are_parameters_beside_a_payload(door: Doors) -> None:
+    """A picture has no room for them, and whoever sends it with curl no id."""
+    _, _, body = await door.post("/invoke/default/whole", b"\xff", Content_Type="image/png", ce_width="64")
+    event = json.loads(body)
+
+    assert (event["extensions"], event["kind"], event["source"]) == ({"width": "64"}, "image/png", "/faas/client")
+
+
 async def test_an_event_comes_and_goes_in_structured_mode(door: Doors) -> None:
     """One JSON document each way."""
     event = {"specversion": "1.0", "id": "s-1", "source": "/shop", "type": "order", "data": {"n": 21}}
@@ -197,6 +205,7 @@ async def test_an_event_comes_and_goes_in_structured_mode(door: Doors) -> None:
         ({"Content_Type": "application/cloudevents+json"}, b'{"specversion":"1.0"}', (400, "event_invalid")),
         ({"Content_Type": "application/cloudevents+xml"}, b"<a/>", (400, "event_invalid")),
         ({"Content_Type": "application/cloudevents-batch+json"}, b"[]", (415, "batch_not_supported")),
+        ({"ce_id": "1"}, b"1", (400, "event_invalid")),
         ({"ce_specversion": "0.3", "ce_id": "1", "ce_source": "/a", "ce_type": "t"}, b"1", (400, "event_invalid")),
         ({"ce_specversion": "1.0", "ce_id": "%ff", "ce_source": "/a", "ce_type": "t"}, b"1", (400, "event_invalid")),
         ({"ce_dataref": "FAAS_PAYLOADS/once.x"}, b"1", (400, "event_invalid")),

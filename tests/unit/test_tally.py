@@ -73,3 +73,14 @@ def test_the_buckets_reach_from_a_warm_call_to_an_hour() -> None:
     """Both ends are what people ask about."""
     assert list(DURATIONS_US) == sorted(DURATIONS_US)
     assert (DURATIONS_US[0], DURATIONS_US[-1]) == (100, 3_600_000_000)
+
+
+def test_deliveries_of_webhooks_are_counted_by_what_their_senders_were_told() -> None:
+    """A sender with an old secret shows here first; nobody reads its log."""
+    tally = Tally()
+    for said in ("accepted", "accepted", "signature_invalid"):
+        tally.delivery("acme", "orders", said)
+    lines = scrape(tally, Snapshot(slots=1, slots_free=1))
+
+    assert 'faas_webhook_deliveries_total{said="accepted",tenant="acme",webhook="orders"} 2.0' in lines
+    assert 'faas_webhook_deliveries_total{said="signature_invalid",tenant="acme",webhook="orders"} 1.0' in lines

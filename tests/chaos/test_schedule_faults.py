@@ -249,7 +249,7 @@ async def test_a_function_that_left_the_folder_while_no_node_ran_fires_no_more(w
     await world.node("a")
     await world.node("b")
     await more(world, 1)
-    assert await armed(world) == {"faas.schedule.default.ticks.0", "faas.schedule.default.yearly.0"}
+    assert "faas.schedule.default.yearly.0" in await armed(world)
     for name in ("a", "b"):
         await world.kill(name, signal.SIGTERM)
     shutil.rmtree(world.functions / "yearly")

@@ -1,0 +1,149 @@
+"""What nodes, tenants and operators may do on the bus, subject by subject, and how nats-server is told. Pure: knows no file and no key.
+
+A list here is what its users really do and nothing beyond: a node that does something new needs its line, which the suite finds, since it runs
+under these lists. No tenant gets `$JS.API.>`, no one `_INBOX.>` to listen on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from faas import subjects
+from faas.config import TenantConfig
+from faas.subjects import BUNDLES, CANCELLED, DEAD, EVENTS, LOGS, NODES, OUTCOMES, PAYLOADS, REGISTRY, SCHEDULES, USAGE, node_inbox
+
+BUCKETS = (CANCELLED, REGISTRY, NODES)
+OBJECTS = (PAYLOADS, BUNDLES)
+STREAMS = (EVENTS, SCHEDULES, OUTCOMES, USAGE, DEAD, LOGS, *(f"KV_{name}" for name in BUCKETS), *(f"OBJ_{name}" for name in OBJECTS))
+"""Every stream of the runtime."""
+CONSUMED = (EVENTS, SCHEDULES, OUTCOMES, USAGE, DEAD)
+"""Those that a node makes consumers on: of functions, or short-lived ones to read forward."""
+PURGED = (EVENTS, *(f"OBJ_{name}" for name in OBJECTS))
+
+WRITTEN = (
+    "attempt",
+    "audit",
+    "chunk",
+    "dead",
+    "hook",
+    "invoke",
+    "log",
+    "outcome",
+    "retry",
+    "schedule",
+    "submit",
+    "usage",
+    "cancel",
+    "node",
+)
+"""Of `faas.<kind>.>`: where a node publishes. `faas.due` is not among them: only schedules of its own fire there."""
+HEARD = ("cancel", "chunk", "dead", "invoke", "log", "outcome")
+"""Of these what it listens to: requests, and what its HTTP door tells its callers."""
+
+
+class Rights(Struct, frozen=True, kw_only=True):
+    """The subjects that a user may publish to, and those that it may subscribe to; all others are refused."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+class User(Struct, frozen=True, kw_only=True):
+    """One user as the server knows it: by a public key. `replaced` is a key that holds until its rotation ends."""
+
+    name: str
+    nkey: str
+    inbox: str
+    rights: Rights
+    replaced: bool = False
+
+
+def node_rights(tenants: Iterable[TenantConfig], *, streams: Iterable[str] = (), inboxes: Iterable[str] = (), node: str = "") -> Rights:
+    """Of the node of that name, "" for all nodes. `streams` are the users' own that functions read, `inboxes` those of whoever asks nodes."""
+    listed, streams = list(tenants), list(streams)
+    name = node or "*"
+    publish = [f"faas.{kind}.>" for kind in WRITTEN]
+    publish += [subjects.JANITOR, "$SYS.REQ.USER.INFO", "$SRV.PING.faas", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST"]
+    publish += [right for stream in STREAMS for right in _declares(stream)]
+    publish += [right for stream in (*CONSUMED, *streams) for right in _consumes(stream)]
+    publish += [f"$JS.API.STREAM.INFO.{stream}" for stream in streams]
+    publish += [right for stream in (*STREAMS, *streams) for right in _reads(stream)]
+    publish += [f"$JS.API.STREAM.PURGE.{stream}" for stream in PURGED]
+    publish += [f"$JS.API.STREAM.MSG.DELETE.{SCHEDULES}"]
+    publish += [f"$KV.{bucket}.>" for bucket in BUCKETS] + [f"$O.{bucket}.>" for bucket in OBJECTS]
+    publish += ["_INBOX.>", f"{node_inbox('>')}", *(f"{inbox}.>" for inbox in inboxes)]
+    publish += [subject for tenant in listed for subject in tenant.publish or ()]
+    subscribe = [f"faas.{kind}.>" for kind in HEARD]
+    subscribe += [subjects.JANITOR, "faas.node.any.>", f"faas.node.{name}.>", "$JS.EVENT.ADVISORY.STREAM.DELETED.>"]
+    for verb in ("PING", "INFO", "STATS"):
+        subscribe += [f"$SRV.{verb}", f"$SRV.{verb}.{subjects.SERVICE}", f"$SRV.{verb}.{subjects.SERVICE}.{name}"]
+    subscribe += [f"$KV.{bucket}.>" for bucket in BUCKETS]
+    subscribe += [f"{node_inbox(node)}.>" if node else node_inbox(">")]
+    subscribe += [subject for tenant in listed for subject in tenant.subscribe or ()]
+    return _rights(publish, subscribe)
+
+
+def tenant_rights(tenant: TenantConfig, *, inbox: str) -> Rights:
+    """Of the programs of a tenant: its functions by name, its own lists, and what is told of it. Reads nothing that is stored but its own outcomes."""
+    name = tenant.name
+    publish = [f"faas.{kind}.{name}.>" for kind in ("submit", "invoke", "cancel")]
+    publish += [f"$JS.API.DIRECT.GET.{OUTCOMES}.faas.outcome.{name}.>", *(tenant.publish or ())]
+    subscribe = [f"faas.{kind}.{name}.>" for kind in ("outcome", "log", "usage", "dead", "chunk")]
+    subscribe += [f"{inbox}.>", *(tenant.subscribe or ())]
+    return _rights(publish, subscribe)
+
+
+def operator_rights(tenants: Iterable[TenantConfig], *, inbox: str) -> Rights:
+    """Of whoever runs the bus, and deploys: every verb of the command line, for every tenant; the whole API of JetStream."""
+    lists = [subject for tenant in tenants for subject in (*(tenant.publish or ()), *(tenant.subscribe or ()))]
+    publish = [f"faas.{kind}.>" for kind in ("submit", "invoke", "cancel", "node", "due")]
+    publish += ["$SRV.>", "$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "$SYS.REQ.USER.INFO"]
+    publish += [f"$KV.{bucket}.>" for bucket in BUCKETS] + [f"$O.{bucket}.>" for bucket in OBJECTS]
+    subscribe = [f"faas.{kind}.>" for kind in ("outcome", "log", "usage", "dead", "chunk", "audit")]
+    subscribe += [f"$KV.{bucket}.>" for bucket in BUCKETS] + [f"{inbox}.>"]
+    return _rights([*publish, *lists], [*subscribe, *lists])
+
+
+def _declares(stream: str) -> list[str]:
+    return [f"$JS.API.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE", "UPDATE")]
+
+
+def _reads(stream: str) -> list[str]:
+    return [f"$JS.API.STREAM.MSG.GET.{stream}", f"$JS.API.DIRECT.GET.{stream}", f"$JS.API.DIRECT.GET.{stream}.>"]
+
+
+def _consumes(stream: str) -> list[str]:
+    api = "$JS.API.CONSUMER"
+    made = [f"{api}.CREATE.{stream}", f"{api}.CREATE.{stream}.>", f"{api}.LIST.{stream}"]
+    return [
+        *made,
+        *(f"{api}.{verb}.{stream}.*" for verb in ("INFO", "DELETE", "MSG.NEXT")),
+        f"$JS.ACK.{stream}.>",
+        f"$JS.ACK.*.*.{stream}.>",
+    ]
+
+
+def _rights(publish: list[str], subscribe: list[str]) -> Rights:
+    return Rights(
+        publish=tuple(sorted(subjects.reduce_by_containment(publish))), subscribe=tuple(sorted(subjects.reduce_by_containment(subscribe)))
+    )
+
+
+def rendered(users: Iterable[User]) -> str:
+    """The users as a file that a configuration of nats-server includes at its top level."""
+    lines = [
+        "# Written by `faas nats-config`, which writes it anew: change faas.toml, and type that again.",
+        "# In the configuration of nats-server: include ./faas-users.conf",
+        "authorization {",
+        "  users: [",
+    ]
+    for user in users:
+        lines += [f"    # {user.name}{', its key before' if user.replaced else ''}; its inboxes begin with {user.inbox}"]
+        lines += [f"    {{ nkey: {user.nkey}, permissions: {{"]
+        for verb, allowed in (("publish", user.rights.publish), ("subscribe", user.rights.subscribe)):
+            lines += [f"      {verb}: {{ allow: [", *(f"        {json.dumps(subject)}" for subject in allowed), "      ] }"]
+        lines += ["    } }"]
+    return "\n".join([*lines, "  ]", "}", ""])
