@@ -68,6 +68,12 @@ def format_size(size: float) -> str:
     return f"{int(size)} B"
 
 
+def format_above(size_bytes: int, limit_bytes: int) -> tuple[str, str]:
+    """A size and the limit that it is above; to the byte where they would look the same: "64 MiB" of "64 MiB" explains nothing."""
+    size, limit = format_size(size_bytes), format_size(limit_bytes)
+    return (size, limit) if size != limit else (f"{size_bytes:,} B", f"{limit_bytes:,} B")
+
+
 def format_cost(nanousd: int) -> str:
     """Three digits that say something, and never an exponent: 0 -> "$0", 12 -> "$0.000000012", 1_234_567 -> "$0.00123", 2_500_000_000 -> "$2.50"."""
     if not nanousd:

@@ -22,7 +22,7 @@ from faas.pool.pool import WorkerPool
 from faas.pool.worker import OnSaid, Worker
 from faas.security.tenants import Tenants
 from faas.tally import Tally
-from faas.units import format_duration, format_size
+from faas.units import format_above, format_duration
 from faas.worker import wire
 
 COLD_STARTS = 3
@@ -289,7 +289,7 @@ def refusal_of(invocation: Invocation) -> Ended | None:
     if invocation.payload_bytes > limit_bytes:
         return Ended(
             reason="payload_too_large",
-            detail=f"the payload has {format_size(invocation.payload_bytes)}; limits.payload of the function is {format_size(limit_bytes)}",
+            detail="the payload has {}; limits.payload of the function is {}".format(*format_above(invocation.payload_bytes, limit_bytes)),
         )
     if time.monotonic() >= invocation.start_by_monotonic:
         return _late(invocation)

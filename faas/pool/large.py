@@ -22,7 +22,7 @@ from faas.invocation import Invocation
 from faas.model import Ended
 from faas.objects import READ_ONCE, Read, part_of, part_of_file
 from faas.pool.worker import Worker
-from faas.units import format_size
+from faas.units import format_above, format_size
 from faas.worker import wire
 
 log = structlog.get_logger()
@@ -106,7 +106,7 @@ class LargeBodies:
         if size_bytes > allowed_bytes:
             return Ended(
                 reason="result_too_large",
-                detail=f"the result has {format_size(size_bytes)}; limits.payload of the function is {format_size(allowed_bytes)}",
+                detail="the result has {}; limits.payload of the function is {}".format(*format_above(size_bytes, allowed_bytes)),
             )
         if not answer.file:
             return await self._put(part_of(answer.body), size_bytes, invocation, content_type=answer.content_type)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from faas import subjects
 from faas.identity import invocation_id, random_invocation_id
-from faas.units import Duration, Size, format_cost, format_duration, format_size
+from faas.units import Duration, Size, format_above, format_cost, format_duration, format_size
 
 TOKEN = st.sampled_from(["a", "b", "*"])
 SUBJECT = st.lists(TOKEN, min_size=1, max_size=4).map(".".join) | st.lists(TOKEN, max_size=3).map(lambda t: ".".join([*t, ">"]))
@@ -56,6 +56,12 @@ def test_durations_and_sizes_are_printed_short() -> None:
     assert [format_duration(s) for s in (0.0123, 2.5, 90)] == ["12.3ms", "2.5s", "1.5m"]
     assert [format_size(b) for b in (10, 65_536, 300_000_000)] == ["10 B", "64 KiB", "286 MiB"]
     assert (format_size(1_044_480), format_duration(2000 * 86_400)) == ("1020 KiB", "2000d")
+
+
+def test_a_size_just_above_a_limit_does_not_look_like_it() -> None:
+    """A "64 MiB; the limit is 64 MiB" leaves whoever reads it without an answer."""
+    assert format_above(65 << 20, 64 << 20) == ("65 MiB", "64 MiB")
+    assert format_above((64 << 20) + 1, 64 << 20) == ("67,108,865 B", "67,108,864 B")
 
 
 @given(wide=SUBJECT, narrow=SUBJECT, concrete=CONCRETE)
