@@ -349,7 +349,16 @@ def unlisted_broad(tree: Modules) -> list[str]:
     return [f"{where} ({place})" for module in tree.values() for place, where in broad_places(module) if place not in BROAD_ALLOWED]
 
 
-DOCUMENTS = ("README.md", "faas/README.md", "bench/README.md", "deploy/README.md", "functions/README.md", "runtimes/README.md")
+DOCUMENTS = (
+    "README.md",
+    "faas/README.md",
+    "bench/README.md",
+    "deploy/README.md",
+    "deploy/secrets.md",
+    "functions/README.md",
+    "functions/events.md",
+    "runtimes/README.md",
+)
 
 
 def stale_documents(root: Path) -> Iterator[str]:
