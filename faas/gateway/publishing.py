@@ -5,12 +5,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 
+import structlog
+
 from faas.bus.cloudevents import STRUCTURED, binary_head
-from faas.bus.connection import Bus, NoStream, Stored, encode_head
+from faas.bus.connection import ApiError, Bus, NoStream, Stored, encode_head
 from faas.bus.declared import EVENTS_AGE_S, PAYLOADS_BEFORE_S
 from faas.bus.payloads import Payloads
 from faas.errors import BusUnavailable, StoreRefused
 from faas.objects import READ_ONCE, name_in, part_of
+
+log = structlog.get_logger()
 
 STORE_S = 5.0
 
@@ -22,9 +26,10 @@ class EventStore:
         self._bus, self._payloads = bus, payloads
 
     async def store(
-        self, subject: str, data: bytes, attributes: Mapping[str, str], *, headers: Mapping[str, str], content_type: str, once: bool
+        self, subject: str, data: bytes, attributes: Mapping[str, str], *, message_id: str, content_type: str, once: bool
     ) -> Stored:
-        """Store one event, and where. `attributes` are those of CloudEvents, `headers` others of the message; `once`: one function alone gets it.
+        """Store one event, and where. `attributes` are those of CloudEvents; by `message_id` the stream knows it if it comes again; `once`: one
+        function alone gets it.
 
         Raises StoreRefused where the stream or the bucket is full.
         """
@@ -32,8 +37,17 @@ class EventStore:
             raise BusUnavailable("the bus is away; send it again")  # at once: whoever waits here would hold a connection of ours
         # As an attribute where the header would make the whole body an event of its own, with another id.
         typed = {"datacontenttype": content_type} if content_type.lower().startswith(STRUCTURED) else {}
-        lines = {**headers, **({"Content-Type": content_type} if content_type and not typed else {})}
-        head = binary_head({"specversion": "1.0", **attributes, **typed}) + encode_head(lines.items())
+        head = binary_head({"specversion": "1.0", **attributes, **typed})
+        if content_type and not typed:
+            head += encode_head([("Content-Type", content_type)])
+        stored = await self._put(subject, data, head + encode_head([("Nats-Msg-Id", message_id)]), once=once)
+        if stored.duplicate and await self._is_anothers(stored, subject):
+            # A stream knows one id once, whoever used it first: an event that a stranger keeps out like this would be answered 202 and lost.
+            log.warning("event.id_taken", subject=subject, message_id=message_id, sequence=stored.sequence)
+            return await self._put(subject, data, head, once=once)
+        return stored
+
+    async def _put(self, subject: str, data: bytes, head: bytes, *, once: bool) -> Stored:
         if len(head) + len(data) <= self._bus.body_limit_bytes:
             return await self._bus.store(subject, data, head=head, timeout_s=STORE_S)
         prefix = f"{READ_ONCE if once else ''}{secrets.token_urlsafe(16)}"
@@ -46,6 +60,14 @@ class EventStore:
         if stored.duplicate:  # the one that was stored has its own
             await self._let_go(claim)
         return stored
+
+    async def _is_anothers(self, stored: Stored, subject: str) -> bool:
+        """Whether what the stream has under the id is no event of this subject; where it is gone, nobody can tell."""
+        try:
+            found = (await self._bus.get(stored.stream, {"seq": stored.sequence})).message
+        except ApiError:
+            return True
+        return found is None or found.subject != subject
 
     async def _let_go(self, claim: str) -> None:
         await self._payloads.let_go(name_in(claim) or "")

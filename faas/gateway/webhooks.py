@@ -144,8 +144,9 @@ class Webhooks:
                 "type": delivery.type,
                 "subject": delivery.subject,
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                **trace,
             },
-            headers={"Nats-Msg-Id": f"wh:{hook.tenant}:{hook.name}:{quote(delivery.id, safe='')}", **trace},
+            message_id=f"wh:{hook.tenant}:{hook.name}:{quote(delivery.id, safe='')}",
             content_type=delivery.content_type,
             once=len(hook.functions) == 1,
         )

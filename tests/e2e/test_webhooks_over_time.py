@@ -226,3 +226,19 @@ async def test_an_id_is_only_ever_an_id(tmp_path: Path) -> None:
         assert len(stored) == len(NASTY)
         assert {message.subject for message in stored} == {"faas.hook.default.open"}
         assert json.loads(stored[0].data) == 1
+
+
+async def test_nobody_keeps_a_delivery_out_by_using_its_id_before_it_comes(tmp_path: Path) -> None:
+    """A stream knows an id once, whoever used it: a tenant that guesses another's must not have the delivery answered and dropped."""
+    async with hooked(tmp_path, {"open": (OPEN, hook("open", "none") + '[[trigger]]\nsubject = "mine.x"\n')}) as (node, http):
+        await node.client.jetstream().publish("mine.x", b"0", headers={"Nats-Msg-Id": "wh:default:open:7"})
+        delivery = {"content-type": "application/json", "x-delivery-id": "7"}
+        answers = [await post(http, "open", b"1", delivery) for _ in range(3)]
+        outcome = await node.outcome("7")
+        behind = await post(http, "open", b"2", {**delivery, "x-delivery-id": "8"})
+        await node.outcome("8")
+
+        assert len({tuple(ids(answer)) for answer in answers}) == 1
+        assert (json.loads(outcome.data), ids(behind) != ids(answers[0])) == (1, True)
+        assert len(node.outcomes["7"]) == 1
+        assert "event.id_taken" in (node.state / "node.log").read_text()
