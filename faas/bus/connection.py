@@ -114,6 +114,7 @@ class Bus:
         self._connected_monotonic = 0.0
         self.silent = False  # a fence was not answered in time: a shutdown of many subscriptions waits once, not for each
         self._last_error, self._refused = "", False
+        self._connecting = asyncio.timeout(None)
         self._ended = asyncio.Event()  # the client is of no more use, and says so
         self.now: Callable[[], float] = time.time  # seconds since the epoch; by the bus's clock where that is asked (bus/clock.py)
         self.on_reconnect: list[Callable[[], object]] = []
@@ -144,7 +145,7 @@ class Bus:
         client = DirectClient()
         seed = self._seed()  # anew each time: it may be another by now
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with asyncio.timeout(CONNECT_S) as self._connecting:
                 await client.reach(self._url, name=self._name, inbox=self._inbox, seed=seed, hear=partial(self._hear, client))
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
             await give_up(client)
@@ -162,7 +163,10 @@ class Bus:
             if said != self._last_error:  # while it tries again, four times a second
                 log.warning("bus.error", error=said)
             self._last_error = said
-            self._refused = self._refused or (client is self._client and "authorization violation" in said.lower())
+            if "authorization violation" in said.lower():
+                self._refused = self._refused or client is self._client
+                if client is not self._client is not None:
+                    self._connecting.reschedule(0)  # it would go on with the key that it has; that of the next try may be another
         elif what == "reconnected":
             log.info("bus.reconnected")
             self._last_error = ""
@@ -197,6 +201,7 @@ class Bus:
             except FaasError as error:
                 log.warning("bus.unavailable", error=str(error))
             else:
+                log.info("bus.reconnected")
                 self._announce()
 
     def _dead(self, now_monotonic: float) -> str:
