@@ -22,14 +22,12 @@ from faas.bus.payloads import OnBus
 from faas.envelope import STRUCTURED
 from faas.errors import FaasError
 from faas.gateway.incoming import wants_structured
-from faas.gateway.problems import RETRY_AFTER_S, Refusal
+from faas.gateway.problems import RETRY_AFTER_S, SERVER, Refusal
 from faas.objects import Objects, name_in
 
 STRUCTURED_JSON = f"{STRUCTURED}+json"
 SENT_AT_ONCE = 16
 """Large results on their way out; each holds some 4 MiB."""
-STALLED_S = 60.0
-"""A reader that takes nothing for so long is gone."""
 _KEPT_BACK = {"faas-usage", "faas-object", "ce-datacontenttype", "ce-dataref"}
 """What an outcome has and a response has not: more than clients take in a header, names of what is fetched here, and `Content-Type` by another name."""
 
@@ -106,7 +104,9 @@ class Answering:
     async def _stream(self, request: web.BaseRequest, answer: Answer, headers: Mapping[str, str], *, read_once: bool) -> web.StreamResponse:
         """A result from the bucket, some chunks at a time; what its digest does not confirm ends without its last bytes, so nobody takes it for whole."""
         info = await self._objects.find(answer.object)
-        response = web.StreamResponse(status=answer.status, headers={"Content-Type": "application/octet-stream", **headers})
+        response = web.StreamResponse(
+            status=answer.status, headers={"Content-Type": "application/octet-stream", "Server": SERVER, **headers}
+        )
         response.content_length = info.size
         async with self._sending, aclosing(self._objects.read(info)) as parts:
             held: list[bytes] = []
@@ -114,24 +114,16 @@ class Answering:
                 if not response.prepared:
                     await response.prepare(request)
                 for chunk in held:
-                    await _write(response, chunk)
+                    await response.write(chunk)
                 held = chunks
         if not response.prepared:
             await response.prepare(request)
         for chunk in held:
-            await _write(response, chunk)
+            await response.write(chunk)
         if read_once:
             with suppress(FaasError):  # its time ends soon all the same
                 await self._objects.remove(info)
         return response
-
-
-async def _write(response: web.StreamResponse, chunk: bytes) -> None:
-    try:
-        async with asyncio.timeout(STALLED_S):
-            await response.write(chunk)
-    except TimeoutError as error:
-        raise ConnectionResetError("the reader takes nothing") from error
 
 
 def structured(answer: Answer) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -21,6 +22,8 @@ HEAD_BYTES = 64 * 2**10
 """Of a whole head: aiohttp bounds each line, and takes a hundred of them."""
 LINGER_S = 2.0
 """What is still sent of a body that was refused is read for so long, so that its sender reads why."""
+STALLED_S = 60.0
+"""A client that takes nothing of an answer for so long is gone, as the kernel has it: aiohttp would wait for it without end."""
 
 _AIOHTTP = logging.getLogger("faas.gateway.aiohttp")
 _AIOHTTP.addHandler(logging.NullHandler())
@@ -69,6 +72,9 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.idle_since = self._loop.time()
+        stream = transport.get_extra_info("socket")
+        if stream is not None:
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALLED_S * 1000))
         super().connection_made(transport)
 
     @property

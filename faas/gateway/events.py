@@ -19,6 +19,7 @@ from aiohttp_sse import EventSourceResponse
 from faas.bus.connection import Message
 from faas.gateway.answers import Answer, as_json
 from faas.gateway.asking import StateDocument
+from faas.gateway.problems import SERVER
 from faas.runs import LogLine
 
 PING_S = 15.0
@@ -54,7 +55,7 @@ class Events:
     async def begin(self) -> EventSourceResponse:
         if self.response is None:
             self.response = EventSourceResponse(
-                headers=self.headers, allow_all_methods=True, ping_interval=PING_S, send_timeout=STALLED_S, sep="\n"
+                headers={"Server": SERVER, **self.headers}, allow_all_methods=True, ping_interval=PING_S, send_timeout=STALLED_S, sep="\n"
             )
             await self.response.prepare(self.request)
             await self.stack.enter_async_context(self.response)

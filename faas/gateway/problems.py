@@ -22,6 +22,8 @@ from faas.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+SERVER = "faas"
+"""What every answer says of its server: aiohttp would say its version, and Python's."""
 RETRY_AFTER_S = 2
 """Told with every 503: as long as a bus that restarts, or the next node, takes."""
 

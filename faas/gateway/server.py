@@ -17,7 +17,7 @@ from aiohttp import web
 from faas.config import HttpConfig
 from faas.errors import ConfigInvalid, FaasError
 from faas.gateway.connections import Server
-from faas.gateway.problems import Refusal, problem, problem_of
+from faas.gateway.problems import SERVER, Refusal, problem, problem_of
 from faas.gateway.routes import Call, Route, Routes
 from faas.security.tokens import ANYONE, Principal
 
@@ -74,7 +74,9 @@ class Gateway:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return await self._answer(request)
+            answer = await self._answer(request)
+            answer.headers.setdefault("Server", SERVER)
+            return answer
         except ConnectionError:
             raise  # its client is gone
         except FaasError as error:
@@ -86,6 +88,7 @@ class Gateway:
             answer = problem(500, "error", "this node failed to answer; its log says why")
         if request.writer.output_size > 0:
             raise ConnectionResetError("an answer had begun: it ends unfinished, so that nobody takes it for whole")
+        answer.headers["Server"] = SERVER
         return answer
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -36,6 +36,8 @@ FUNCTIONS = {
         "        ctx.progress(n / len(words), word)\n        time.sleep(0.12)\n        yield word\n",
         "",
     ),
+    "small": ("def handle(event: bytes):\n    return len(event)\n", '[limits]\npayload = "100KiB"\n'),
+    "grows": ("def handle(event):\n    return b'x' * 200_000\n", '[limits]\npayload = "100KiB"\n'),
     "much": (
         "import time\ndef handle(event: int):\n    for n in range(event):\n        time.sleep(0.005)\n        yield 'x' * 100_000\n",
         "",

@@ -229,6 +229,15 @@ async def test_an_event_that_no_function_could_be_given_is_refused_before_the_bu
 # ---------------------------------------------------------------- who, and what else
 
 
+async def test_an_answer_does_not_say_what_it_is_made_with(door: Doors) -> None:
+    """A list of known holes goes by version."""
+    answers = [await door.send("GET", path) for path in ("/healthz", "/nothing", "/readyz")]
+    answers += [await door.post("/invoke/default/tokens", b'"a"', Content_Type=JSON, Accept="text/event-stream")]
+    answers += [await door.post("/invoke/default/back", b"x" * 3_000_000)]
+
+    assert {headers["server"] for _, headers, _ in answers} == {"faas"}
+
+
 async def test_what_is_not_there_is_a_problem_document(door: Doors) -> None:
     """A client reads one shape for every error."""
     assert problem(await door.send("GET", "/nothing/here")) == (404, "not_found")

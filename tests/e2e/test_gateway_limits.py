@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from doors import Doors, doors, problem
 
+from faas.gateway.incoming import HEAD_BYTES
+
 ENVIRON = {
     "FAAS_HTTP__MAX_BODY": "8MiB",
     "FAAS_HTTP__KEEP_ALIVE": "1s",
@@ -18,6 +20,8 @@ ENVIRON = {
     "FAAS_HTTP__MAX_CONNECTIONS": "400",
 }
 BINARY = "application/octet-stream"
+INLINE = 2**20 - 4096 - 2 * HEAD_BYTES
+"""The largest body that goes in one message of the bus."""
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +56,37 @@ def head(door: Doors, *lines: str, path: str = "/invoke/default/back") -> bytes:
 # ---------------------------------------------------------------- bodies
 
 
-@pytest.mark.parametrize("size", [1_000_000, 1_012_000, 1_048_576, 1_050_000, 8 * 2**20])
+@pytest.mark.parametrize("size", [INLINE - 1, INLINE, INLINE + 1, 2**20 - 4096, 2**20, 8 * 2**20])
 @pytest.mark.parametrize("prefer", ["", "wait=9"])
 async def test_a_body_of_any_size_that_is_allowed_goes_in_and_comes_out(door: Doors, size: int, prefer: str) -> None:
-    """Around what the bus carries itself, and far above it; whoever sends it need not know where that is."""
+    """F19: around what the bus carries itself, with as many headers as may be, and far above it; whoever sends it need not know where that is."""
     body = os.urandom(size)
-    headers = {"Content_Type": BINARY, **({"Prefer": prefer} if prefer else {})}
+    headers = {"Content_Type": BINARY, "ce_long": "x" * 8000, "ce_longer": "y" * 7000, **({"Prefer": prefer} if prefer else {})}
     status, _, back = await door.post("/invoke/default/back", body, **headers)
 
     assert status == 200
     assert hashlib.sha256(back).digest() == hashlib.sha256(body[::-1]).digest()
+
+
+@pytest.mark.parametrize("prefer", ["", "wait=9"])
+@pytest.mark.parametrize(
+    ("function", "size", "kind", "expected"),
+    [
+        ("back", 8 * 2**20 + 1, BINARY, (413, "payload_too_large")),
+        ("small", 100 * 2**10 + 1, BINARY, (413, "payload_too_large")),
+        ("small", 3 * 2**20, BINARY, (413, "payload_too_large")),
+        ("back", 2 * 2**20, "application/cloudevents+json", (413, "payload_too_large")),
+        ("grows", 1, "application/json", (500, "result_too_large")),
+    ],
+)
+async def test_what_is_too_large_is_said_by_whoever_bounds_it_and_the_door_stays_open(
+    door: Doors, function: str, size: int, kind: str, expected: tuple[int, str], prefer: str
+) -> None:
+    """F19: the node, the function, the bus."""
+    headers = {"Content_Type": kind, **({"Prefer": prefer} if prefer else {})}
+
+    assert problem(await door.post(f"/invoke/default/{function}", b"1" * size, **headers)) == expected
+    assert await serves(door)
 
 
 async def test_a_body_in_chunks_goes_in_too(door: Doors) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from doors import Doors, Reader, Said, doors, problem
+from node import running
 
 STREAM = {"Content-Type": "application/json", "Accept": "text/event-stream"}
 WORDS = b'"a b c d"'
@@ -91,6 +92,19 @@ async def test_events_of_a_stored_invocation_are_followed_by_its_id_until_it_has
     assert found[-1].data["outcome"] == "succeeded"
     assert [said["message"] for said in of("progress", again)] == ["a", "b", "c", "d"]  # type: ignore[index]
     assert again[-1].data["outcome"] == "succeeded"
+
+
+async def test_events_can_be_followed_at_any_node(door: Doors, tmp_path: Path) -> None:
+    """A proxy sends the one who watches elsewhere than the one who handed it in."""
+    async with running(tmp_path / "none", tmp_path / "state", "--nats", door.node.info["nats"], "--node", "other") as other:
+        _, headers, _ = await door.post("/invoke/default/tokens", b'"a b c d e f"', Content_Type="application/json", Prefer="respond-async")
+        async with aiohttp.ClientSession(other.info["http"]) as http, http.get(f"{headers['location']}/events") as answer:
+            found = await events(answer)
+        async with aiohttp.ClientSession(other.info["http"]) as http, http.get(headers["location"]) as answer:
+            state = await answer.json()
+
+    assert of("chunk", found)[-1] == "f"
+    assert found[-1].data["outcome"] == state["outcome"] == "succeeded"
 
 
 async def test_a_reader_that_comes_back_goes_on_where_it_was(door: Doors) -> None:
