@@ -23,6 +23,8 @@ ASK_S = 0.3
 """For a node to say that it holds an invocation; one that does answers at once."""
 TOLD_S = 10.0
 """A node reads what is new on the bus before it says what ran."""
+HEARD_PAUSES_S = (0.01, 0.05, 0.2, 0.5)
+"""Between two looks for an outcome that was heard: a stream that syncs every write has it some milliseconds later."""
 CANCEL_S = 30.0
 """A node may look through a hundred thousand waiting events first."""
 ID = "[a-z2-7]{26}"
@@ -120,6 +122,14 @@ class Asking:
     async def outcome(self, tenant: str, function: str, invocation: str) -> Answer | None:
         """The stored outcome, by the stream's leader; names may be wildcards."""
         return await self._last(subjects.outcome(tenant or "*", function, invocation))
+
+    async def outcome_heard(self, tenant: str, function: str, invocation: str) -> Answer | None:
+        """The stored outcome of one that was just heard: whoever listens may hear it before the stream has it."""
+        for pause_s in HEARD_PAUSES_S:
+            if (answer := await self.outcome(tenant, function, invocation)) is not None:
+                return answer
+            await asyncio.sleep(pause_s)
+        return await self.outcome(tenant, function, invocation)
 
     async def _last(self, subject: str) -> Answer | None:
         found = await self._bus.last_stored(subjects.OUTCOMES, subject)

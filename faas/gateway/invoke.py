@@ -186,12 +186,14 @@ class Invoking:
     async def _outcome(self, ticket: Ticket, woken: asyncio.Event, *, wait_s: float) -> Answer | None:
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
+                look = self._asking.outcome
                 while not self._asking.stopping:
                     with suppress(BusUnavailable):  # when it is back this wakes again
-                        if (answer := await self._asking.outcome(ticket.tenant, ticket.function, ticket.invocation)) is not None:
+                        if (answer := await look(ticket.tenant, ticket.function, ticket.invocation)) is not None:
                             return answer
                     await woken.wait()
                     woken.clear()
+                    look = self._asking.outcome_heard
         return None
 
 

@@ -147,15 +147,16 @@ class Streams:
         if document.state != "ended":
             await events.state(document)
         await self._progress(events, document)
-        look = True
+        look: Callable[[str, str, str], Awaitable[Answer | None]] | None = self._asking.outcome
         while not self._asking.stopping:
             with suppress(BusUnavailable):  # when it is back this looks again
-                if look and (answer := await self._asking.outcome(*key)) is not None:
+                if look is not None and (answer := await look(*key)) is not None:
                     await self._rest(events, document, heard)
                     await events.state(ended(answer), answer)
                     return
             message = await self._next(heard, wait_s=PING_S)
-            look = message is None or message.subject == subjects.outcome(*key)
+            ended_now = message is not None and message.subject == subjects.outcome(*key)
+            look = self._asking.outcome_heard if ended_now else self._asking.outcome if message is None else None
             if message is None or message.subject == subjects.attempt(*key):
                 await self._look_again(events, document)
             elif message.subject == subjects.chunk(*key):
