@@ -17,6 +17,8 @@ FAILS = "def handle(event, ctx):\n    raise ValueError('denied: ' + ctx.secrets[
 WAITS = """
 import os, time
 def handle(event: str, ctx):
+    if event != "/":
+        open(event + ".began", "w").close()
     while not os.path.exists(event):
         time.sleep(0.01)
     return ctx.secrets['hf_token']
@@ -164,11 +166,19 @@ async def test_a_function_shows_the_version_of_its_secrets_and_never_their_value
     assert "missing: secret nowhere: there is no " in text
 
 
+async def there(path: Path) -> None:
+    """Wait until a file is there."""
+    async with asyncio.timeout(5):
+        while not await asyncio.to_thread(path.exists):
+            pass
+
+
 async def test_the_next_event_after_a_rotation_gets_the_new_value_and_what_runs_ends_on_the_old_one(node: Node, root: Path) -> None:
     """Without a restart, and nothing that is under way is lost."""
     until, at_once = root / "until-rotated", b"/"
     _, before, _ = await command("functions", "waits", "--json", "--state", str(node.state))
     running = asyncio.create_task(result(node, "waits", str(until).encode()))
+    await there(Path(f"{until}.began"))
     assert await result(node, "waits", at_once) == TOKEN
     new = "hf_Another-Token-4711"
     put(root / "secrets", "hf_token", new)
@@ -188,6 +198,7 @@ async def test_a_secret_that_goes_away_while_an_invocation_waits_for_its_worker_
     """It was there when the invocation got its place, and is not when the worker is made."""
     until = root / "until-queued"
     first = asyncio.create_task(node.request("queues", str(until).encode()))
+    await there(Path(f"{until}.began"))
     second = asyncio.create_task(node.request("queues", b"/"))
     await asyncio.sleep(0)
     await result(node, "one")  # asked for after them, so both are there
@@ -255,7 +266,8 @@ async def test_a_folder_of_secrets_that_functions_reach_is_refused_at_the_start(
 async def test_the_doctor_says_which_secret_is_missing_before_an_event_does(root: Path, tmp_path: Path) -> None:
     """With what to type."""
     options = ("--config", str(root / "faas.toml"), "--functions", str(root / "functions"), "--state", str(tmp_path / "state"), "--json")
-    code, out, _ = await command("doctor", *options)
+    code, out, err = await command("doctor", *options)
+    assert out, err
     found = [finding for finding in json.loads(out) if finding["state"] == "problem" and finding["name"] == "secrets"]
     path = root / "secrets" / "nowhere"
 
