@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from node import Node, command, end, head, ready, running, start, stop, write_function
 
+pytestmark = pytest.mark.timeout(60)  # each of its commands is a process
+
 TOKEN, OTHER = "hf_Tell-Nobody/0123456789", "xoxb-Of-Acme-9876543210"
 ONE = "import os\ndef handle(event, ctx):\n    print('it is', ctx.secrets['hf_token'])\n    return [ctx.secrets['hf_token'], os.stat('/proc/self').st_ino]\n"
 FAILS = "def handle(event, ctx):\n    raise ValueError('denied: ' + ctx.secrets['hf_token'])\n"
