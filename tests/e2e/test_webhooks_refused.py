@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import time
 from collections.abc import AsyncIterator
 
@@ -161,3 +162,51 @@ async def test_a_page_in_a_browser_cannot_post_to_an_open_webhook(http: aiohttp.
 async def test_what_is_signed_may_come_through_a_tunnel(http: aiohttp.ClientSession) -> None:
     """Whoever tries a webhook out has the sender's requests forwarded, with the name of the tunnel in them."""
     ids(await post(http, "gh", GITHUB_PULL_REQUEST, {**by_github(GITHUB, GITHUB_PULL_REQUEST, "tunnelled"), "host": "abc.example.org"}))
+
+
+ODD = (
+    "",
+    " ",
+    "v1,",
+    "t=1,v1=",
+    "sha256=",
+    "v0=",
+    "Bearer ",
+    "\u00e9",
+    "a" * 4000,
+    "*",
+    ">",
+    "../..",
+    "%00",
+    "'; DROP",
+    "$(id)",
+    "1e9",
+    "-1",
+    "nan",
+)
+SIGNED_BY = ("webhook-id", "webhook-timestamp", "webhook-signature", "x-hub-signature-256", "x-github-delivery", "x-github-event", "stripe-signature",
+             "x-slack-signature", "x-slack-request-timestamp", "authorization", "x-gitlab-token", "content-type", "x-delivery-id", "traceparent")  # fmt: skip
+
+
+async def test_nothing_that_a_stranger_sends_is_our_failure(hooked: Node, http: aiohttp.ClientSession) -> None:
+    """Odd headers and bodies in every mixture: a refusal in words each time, no 5xx, and no line in the log that tells of a mistake of ours."""
+    chance = random.Random(32)
+    bodies = (
+        b"",
+        b"{}",
+        b"[" * 5000,
+        b"\x00\xff",
+        b"payload=%7B%7D",
+        b'{"type":"url_verification","challenge":"x"}',
+        chance.randbytes(900),
+    )
+    answered = set()
+    for _ in range(400):
+        headers = {name: chance.choice(ODD) for name in chance.sample(SIGNED_BY, chance.randrange(1, 6))}
+        webhook = chance.choice(("std", "gh", "stripe", "slack", "token", "open"))
+        async with http.post(f"/hooks/default/{webhook}", data=chance.choice(bodies), headers=headers) as answer:
+            answered.add((webhook == "open", answer.status))
+
+    assert {status for is_open, status in answered if not is_open} <= {400, 401, 415}
+    assert {status for is_open, status in answered if is_open} <= {202, 400}
+    assert "request.failed" not in (hooked.state / "node.log").read_text()
