@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from faas.client import Client
 
 LIMIT = 100
+AT_ONCE = 32
+"""Letters that are purged or redriven side by side: one after another ten thousand take minutes."""
 
 
 @Parameter(name="*")
@@ -119,17 +121,20 @@ def redrive(
 
 
 async def _redrive(invocations: tuple[str, ...], which: Range, *, where: Where, as_json: bool) -> int:
+    from faas.calling.flows import in_order
     from faas.client import connect
 
-    rows: list[dict[str, str]] = []
     async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
         meant = [letter async for letter in which.of(client, invocations)]  # before any is redriven: one that fails again is a new letter
-        for letter in meant:
+
+        async def redriven(letter: Letter) -> dict[str, str]:
             try:
                 ticket = await client.redrive(letter)
-                rows.append({"function": letter.function, "letter": letter.invocation, "invocation": ticket.invocation})
-            except ConfigInvalid as error:
-                rows.append({"function": letter.function, "letter": letter.invocation, "error": str(error)})
+            except FaasError as error:  # of the bus too: what runs again by then has to be told
+                return {"function": letter.function, "letter": letter.invocation, "error": str(error)}
+            return {"function": letter.function, "letter": letter.invocation, "invocation": ticket.invocation}
+
+        rows = [row async for row in in_order(redriven, meant, in_flight=AT_ONCE)]
     missing = sorted(set(invocations) - {row["letter"] for row in rows})
     rows += [{"function": "", "letter": letter, "error": f"no dead letter of {letter}"} for letter in missing]
     if as_json:
@@ -154,13 +159,16 @@ def purge(
 
 
 async def _purge(invocations: tuple[str, ...], which: Range, *, where: Where, as_json: bool) -> int:
+    from faas.calling.flows import in_order
     from faas.client import connect
 
-    gone: list[str] = []
     async with connect(where.nats, state=where.state, nkey=where.nkey) as client:
-        async for letter in which.of(client, invocations):
+
+        async def buried(letter: Letter) -> str:
             await client.bury(letter)
-            gone.append(letter.invocation)
+            return letter.invocation
+
+        gone: list[str] = [id async for id in in_order(buried, which.of(client, invocations), in_flight=AT_ONCE)]
     if as_json:
         print_json({"purged": gone})
     else:

@@ -67,7 +67,9 @@ async def _publish(subject: str, body: bytes, head: dict[str, str], *, id: str |
         names = [ticket.function for ticket in sent.waiting]
         print_json({"id": sent.id, "stream": sent.stream, "functions": names, "outcomes": msgspec.to_builtins(rows)})
     elif not wait:
-        print(f"{sent.id} {'stored in ' + sent.stream if sent.stream else 'sent at most once'}")
+        print(
+            f"{sent.id if sent.id.isprintable() else ascii(sent.id)} {'stored in ' + sent.stream if sent.stream else 'sent at most once'}"
+        )
     for name in sent.at_most_once if wait and not as_json else ():
         print(f"{name}: takes it at most once, which leaves no outcome")
     return 0 if all(row.outcome == "succeeded" for row in rows) else 1

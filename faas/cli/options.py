@@ -6,6 +6,7 @@ import json
 import mimetypes
 import os
 import re
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def payload(data: str | None) -> tuple[bytes, str]:
         return _guessed(sys.stdin.buffer.read())
     if data.startswith("@"):
         try:
+            if stat.S_ISCHR(os.stat(data[1:]).st_mode) and data[1:] != "/dev/stdin":
+                raise ConfigInvalid(f"{data[1:]} is a device, which never ends; give a file, or - for standard input")
             body = Path(data[1:]).read_bytes()
         except OSError as error:
             raise ConfigInvalid(f"{data[1:]} cannot be read: {error.strerror}") from error

@@ -52,6 +52,22 @@ async def test_waiting_finds_the_outcome_whatever_the_event_is_called(node: Node
     assert out.startswith("double: succeeded: ")
 
 
+async def test_a_payload_without_an_end_is_refused(node: Node) -> None:
+    """Reading it would take all memory."""
+    code, _, err = await command("invoke", "double", "@/dev/zero", "--nats", node.info["nats"])
+
+    assert code == 2
+    assert "is a device, which never ends" in err
+
+
+async def test_an_event_id_is_printed_on_one_line(node: Node) -> None:
+    """Whoever chose it must not write into the terminal of whoever reads it."""
+    code, out, _ = await command("publish", "exits.double", '{"n": 4}', "--id", "a\r\nb", "--nats", node.info["nats"])
+
+    assert code == 0
+    assert out == "'a\\r\\nb' stored in FAAS_EVENTS\n"
+
+
 async def test_waiting_for_an_event_that_cannot_be_decoded_ends(node: Node) -> None:
     """It has no outcome; its dead letter says so, and what is wrong."""
     code, out, _ = await command("publish", "exits.double", "1", "--wait", "--header", "Faas-Timeout=soon", "--nats", node.info["nats"])
