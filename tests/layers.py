@@ -355,6 +355,7 @@ DOCUMENTS = (
     "bench/README.md",
     "deploy/README.md",
     "deploy/secrets.md",
+    "deploy/tenants.md",
     "functions/README.md",
     "functions/events.md",
     "runtimes/README.md",
