@@ -105,6 +105,7 @@ def show(
         out.print(f"{name}: {value}")
     for name, value in sorted(headers.items() if isinstance(headers, dict) else ()):
         out.print(f"  {name}: {value}")
+    out.print(f"what went wrong in each attempt: faas why {invocation}")  # the letter has the event and a word for the reason
     return 0
 
 

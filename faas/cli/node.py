@@ -152,7 +152,7 @@ def run(settings: Config, *, json: bool) -> int:
         if json:
             print(msgspec.json.encode(info).decode(), flush=True)
         else:
-            building = f"; not built yet: {', '.join(info.building)}, whose events wait" if info.building else ""
+            building = f"; not ready yet: {', '.join(info.building)}, whose events wait" if info.building else ""
             print(f"faas: node {info.node} is ready: nats {without_token(info.nats)} http {info.http}{building}", flush=True)
 
     def stopped(drained: Drained) -> None:

@@ -127,8 +127,8 @@ async def test_the_line_that_says_ready_names_what_is_not_built(node: Node) -> N
     """Else the first event of a profile seems to hang."""
     ready = next(line for line in (node.state / "node.log").read_text().splitlines() if " is ready: " in line)
 
-    assert "not built yet: " in ready
-    assert "broken" in ready.partition("not built yet: ")[2]
+    assert "not ready yet: " in ready
+    assert "broken" in ready.partition("not ready yet: ")[2]
 
 
 async def test_the_line_that_says_ready_holds_no_token(node: Node) -> None:

@@ -75,6 +75,8 @@ async def test_a_letter_is_listed_shown_and_redriven(node: Node, client: Client,
     assert {(letter["reason"], letter["subject"]) for letter in listed} == {("error", "waiting.broken")}
     code, out, _ = await command("dlq", "show", first, "--json", "--nats", url)
     assert json.loads(out)["body"] == '{"n": 1}'
+    code, out, _ = await command("dlq", "show", first, "--nats", url)
+    assert out.splitlines()[-1].endswith(f"faas why {first}")
     (node.state.parent / "broken-mended").touch()
     node.outcomes.clear()
     code, out, err = await command("dlq", "redrive", "--function", "broken", "--json", "--nats", url)
