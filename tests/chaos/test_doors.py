@@ -111,6 +111,12 @@ async def test_a_call_whose_node_dies_is_told_so(tmp_path: Path) -> None:
     assert (status, document["code"]) == (502, "fate_unknown")
 
 
+async def _follow(url: str, path: str) -> str:
+    """All that a stream of events says until the node ends it, as it should."""
+    async with aiohttp.ClientSession(url) as http, http.get(path) as answer:
+        return await answer.text()
+
+
 async def test_a_node_that_stops_finishes_what_runs_and_lets_nobody_in(tmp_path: Path) -> None:
     """A proxy takes the 503 to another node; the caller who waits gets its result; whoever follows events comes back elsewhere."""
     write_function(tmp_path / "functions", "slow", SLOW)
@@ -122,10 +128,10 @@ async def test_a_node_that_stops_finishes_what_runs_and_lets_nobody_in(tmp_path:
     async with aiohttp.ClientSession(url) as http:
         running_call = asyncio.ensure_future(post(url, "/invoke/default/slow", b"3", JSON))
         waiting = asyncio.ensure_future(post(url, "/invoke/default/slow", b"30", {**JSON, "Prefer": "wait=60"}))
-        async with http.get("/metrics") as answer:
-            assert answer.status == 200
+        handed_in = await post(url, "/invoke/default/slow", b"30", LATER)
+        following = asyncio.ensure_future(_follow(url, f"{handed_in[1]['Location']}/events"))
         async with asyncio.timeout(10):
-            while 'state="leased",tenant="default"} 2.0' not in (await (await http.get("/metrics")).text()):
+            while 'state="leased",tenant="default"} 3.0' not in (await (await http.get("/metrics")).text()):
                 pass
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(10):
@@ -133,7 +139,7 @@ async def test_a_node_that_stops_finishes_what_runs_and_lets_nobody_in(tmp_path:
                 pass
         refused = await post(url, "/invoke/default/slow", b"0", JSON)
         later = await waiting
-        finished = await running_call
+        finished, followed = await running_call, await following
         live = (await http.get("/healthz")).status
     async with asyncio.timeout(20):
         assert await process.wait() == 0
@@ -141,4 +147,6 @@ async def test_a_node_that_stops_finishes_what_runs_and_lets_nobody_in(tmp_path:
     assert (refused[0], refused[2]["code"], "Retry-After" in refused[1]) == (503, "not_ready", True)
     assert (later[0], "Location" in later[1]) == (202, True)
     assert (finished[0], finished[2]) == (200, 3.0)
+    assert '"state":"' in followed
+    assert '"ended"' not in followed
     assert live == 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -135,6 +136,23 @@ async def test_a_client_that_asks_whether_to_go_on_is_told_so(door: Doors) -> No
     writer.close()
 
     assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.timeout(40)
+async def test_large_bodies_do_not_fill_the_memory_of_the_node(door: Doors) -> None:
+    """Eight at once, each way, are 128 MiB; what the node holds of them does not grow with their number."""
+    body = os.urandom(8 * 2**20)
+    assert await serves(door)
+    before_kb = _peak_kb(door)
+    answers = await asyncio.gather(*(door.post("/invoke/default/back", body, Content_Type=BINARY) for _ in range(8)))
+
+    assert [answer[0] for answer in answers] == [200] * 8
+    assert all(answer[2] == body[::-1] for answer in answers)
+    assert _peak_kb(door) - before_kb < 64 * 1024
+
+
+def _peak_kb(door: Doors) -> int:
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{door.node.process.pid}/status").read_text())[0])
 
 
 async def test_nothing_of_an_upload_is_left_behind(door: Doors) -> None:
