@@ -40,7 +40,7 @@ WRITTEN = (
     "node",
 )
 """Of `faas.<kind>.>`: where a node publishes. `faas.due` is not among them: only schedules of its own fire there."""
-HEARD = ("cancel", "chunk", "dead", "invoke", "log", "outcome")
+HEARD = ("attempt", "cancel", "chunk", "dead", "invoke", "log", "outcome")
 """Of these what it listens to: requests, and what its HTTP door tells its callers."""
 
 
