@@ -168,3 +168,10 @@ def test_a_path_that_is_gone_is_seen_in_a_document(tmp_path: Path) -> None:
         "README.md:1: `faas/gone.py` does not exist",
         "README.md:5: `bus/pull.py::test_b` has no test_b",
     ]
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports them by it, and refuses the whole suite where two folders have the same; a run of one file does not show that."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+
+    assert sorted({name for name in names if names.count(name) > 1}) == []

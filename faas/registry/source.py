@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 
 from faas.errors import SpecInvalid
 from faas.registry.bundle import Declaration
 from faas.units import format_size
+
+_PARSING = threading.Lock()
+"""Two threads at once: CPython 3.11 counts the depth of both trees together and raises SystemError, and the warnings filter is the process'."""
 
 PARSED_LIMIT_BYTES = 2**20
 """A syntax tree takes up to a thousand times its source: 951 MiB and 3 s for this much."""
@@ -71,7 +75,7 @@ def may_be_meant(source: bytes) -> str:
 
 def _parse(source: bytes) -> ast.Module:
     """Raises SyntaxError, ValueError, RecursionError, MemoryError; what Python would only warn of is the author's to hear, not the node's."""
-    with warnings.catch_warnings():
+    with _PARSING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(source)
 
