@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ HEARD_PAUSES_S = (0.01, 0.05, 0.2, 0.5)
 """Between two looks for an outcome that was heard: a stream that syncs every write has it some milliseconds later."""
 CANCEL_S = 30.0
 """A node may look through a hundred thousand waiting events first."""
-ID = "[a-z2-7]{26}"
+_ID = re.compile("[a-z2-7]{26}")
+_NUMBER = re.compile("[0-9]{1,18}")
 
 State = Literal["waiting", "running", "ended"]
 
@@ -142,11 +144,14 @@ class Asking:
     async def held(self, invocation: str) -> Held | None:
         """What the node says that has it in its hands."""
         data = await self._ask_all(subjects.HOLDS, invocation)
-        return msgspec.json.decode(data, type=Held) if data else None
+        try:
+            return msgspec.json.decode(data, type=Held) if data else None
+        except msgspec.DecodeError:  # a stranger on the bus may answer too
+            return None
 
     async def answering(self, reply_to: str) -> str:
         """Which invocation a synchronous call has become, "" where no node has it yet."""
-        return (await self._ask_all(subjects.ANSWERS, reply_to)).decode()
+        return invocation_in(await self._ask_all(subjects.ANSWERS, reply_to))
 
     @asynccontextmanager
     async def waking(self, *subjects_heard: str) -> AsyncIterator[asyncio.Event]:
@@ -185,13 +190,23 @@ class Asking:
         return answer
 
 
+def invocation_in(data: bytes) -> str:
+    """The invocation that an answer names, "" where it names none: it becomes part of a subject."""
+    text = data.decode("ascii", "replace")
+    return text if _ID.fullmatch(text) else ""
+
+
+def number_in(text: str) -> int:
+    """A whole number of a header, 0 for whatever is none."""
+    return int(text) if _NUMBER.fullmatch(text) else 0
+
+
 def ended(answer: Answer) -> StateDocument:
     """The state that a stored outcome is."""
     headers = answer.headers
 
     def number(name: str) -> int:
-        text = headers.get(name, "0")
-        return int(text) if text.isdecimal() else 0
+        return number_in(headers.get(name, ""))
 
     return StateDocument(
         invocation=answer.invocation,

@@ -18,7 +18,7 @@ from aiohttp_sse import EventSourceResponse
 
 from faas.bus.connection import Message
 from faas.gateway.answers import Answer, as_json
-from faas.gateway.asking import StateDocument
+from faas.gateway.asking import StateDocument, number_in
 from faas.gateway.problems import SERVER
 from faas.runs import LogLine
 
@@ -92,12 +92,10 @@ class Events:
     async def chunk(self, message: Message) -> None:
         """One item, unless the reader has it: JSON as it is, text as a JSON string, anything else as {"base64": ...}."""
         headers = message.headers or {}
-        number, attempt = headers.get("Faas-Seq", ""), headers.get("Faas-Attempt", "")
-        if "Faas-Eos" in headers or not (number.isdecimal() and attempt.isdecimal()):
+        attempt, item = number_in(headers.get("Faas-Attempt", "")), number_in(headers.get("Faas-Seq", ""))
+        if "Faas-Eos" in headers or (attempt, item) <= (self.attempt, self.item):
             return
-        if (int(attempt), int(number)) <= (self.attempt, self.item):
-            return
-        self.attempt, self.item = int(attempt), int(number)
+        self.attempt, self.item = attempt, item
         await self.running()
         packed = as_json(message.data, headers.get("Content-Type", ""), key="data")
         value = packed.get("data", {"base64": base64.b64encode(message.data).decode()})

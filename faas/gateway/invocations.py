@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 from aiohttp import web
 
 from faas.errors import NoSuchInvocation
 from faas.gateway.answers import Answer, Answering, as_json
-from faas.gateway.asking import ID, Asking, Place, StateDocument
+from faas.gateway.asking import Asking, Place, StateDocument, invocation_in
 from faas.gateway.incoming import accepted, wants_structured
 from faas.gateway.problems import Refusal
 from faas.gateway.routes import Call, Route
 from faas.gateway.stream import Streams
-
-_ID = re.compile(ID)
 
 
 class Invocations:
@@ -64,7 +60,7 @@ class Invocations:
 
     async def _place(self, call: Call) -> Place:
         invocation = call.names["id"]
-        if not _ID.fullmatch(invocation):
+        if not invocation_in(invocation.encode("ascii", "replace")):
             raise Refusal(404, "unknown_invocation", f"{invocation[:80]!r} is no invocation; it has 26 letters and digits")
         return await self._asking.place(call.principal.tenant, invocation)
 

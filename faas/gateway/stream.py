@@ -15,7 +15,7 @@ from faas.bus.connection import NO_RESPONDERS, Bus, Message, encode_head
 from faas.bus.reading import messages_of
 from faas.errors import BusUnavailable
 from faas.gateway.answers import Answer, Answering, refusal_of
-from faas.gateway.asking import Asking, Place, StateDocument, ended
+from faas.gateway.asking import Asking, Place, StateDocument, ended, invocation_in
 from faas.gateway.calls import Calls
 from faas.gateway.events import PING_S, Events
 from faas.gateway.problems import Refusal
@@ -82,8 +82,7 @@ class Streams:
             if token == "items":
                 await events.chunk(message)
             elif token == "which":
-                if not message.status and message.data:
-                    invocation = message.data.decode("ascii", "replace")
+                if invocation := invocation_in(message.data):
                     await self._hear(stack, subjects.log(asked.tenant, asked.function, invocation), heard)
                     document = StateDocument(invocation=invocation, tenant=asked.tenant, function=asked.function, state="waiting")
                     await events.state(document)

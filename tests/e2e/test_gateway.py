@@ -219,7 +219,7 @@ async def test_an_event_comes_and_goes_in_structured_mode(door: Doors) -> None:
 async def test_an_event_that_no_function_could_be_given_is_refused_before_the_bus_has_it(
     door: Doors, headers: dict[str, str], body: bytes, expected: tuple[int, str], prefer: str
 ) -> None:
-    """Stored, it would be a dead letter that its sender never hears of."""
+    """F21: stored, it would be a dead letter that its sender never hears of."""
     asked = {**headers, **({"Prefer": prefer} if prefer else {})}
 
     assert problem(await door.post("/invoke/default/double", body, **asked)) == expected
