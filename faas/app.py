@@ -308,10 +308,9 @@ class _Node:
 
             await self._bus.subscribe(subjects.node(self._config.node, "functions"), answer)
             async with (
-                Timetable.open(self._bus, lambda: rollout.triggers) as self._timetable,
+                Timetable.open(self._bus, lambda: rollout.triggers, rollout.on_change) as self._timetable,
                 Nodes(self._bus).announced(lambda: self._seen(rollout), replicas=self._config.bus.replicas),
             ):
-                rollout.on_change = self._timetable.doubt
                 yield
 
     def _seen(self, rollout: Rollout) -> NodeSeen:

@@ -78,7 +78,7 @@ class Rollout:
         # Whether others may have written the subjects of FAAS_EVENTS in the moment in which this node did: the last one wins, so it looks again.
         self._unsure = False
         self._look = asyncio.Event()
-        self.on_change: Callable[[], None] = lambda: None  # the registry says something else now, or more of it is served
+        self.on_change: list[Callable[[], None]] = []  # the registry says something else now, or more of it is served
 
     @classmethod
     @asynccontextmanager
@@ -205,7 +205,8 @@ class Rollout:
             self._unsure = self._unsure or bool(changes)
         self._revision = max([last, *(change.revision for change in changes)])
         if changes or again:
-            self.on_change()
+            for tell in self.on_change:
+                tell()
         return bool(changes)
 
     async def _take_up(self, changes: Sequence[Change], again: Iterable[Registration]) -> None:

@@ -103,17 +103,19 @@ class Timetable:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, bus: Bus, registered: Callable[[], Registered]) -> AsyncIterator[Timetable]:
-        """Look at once, and whenever there is a reason to."""
+    async def open(cls, bus: Bus, registered: Callable[[], Registered], on_change: list[Callable[[], None]]) -> AsyncIterator[Timetable]:
+        """Look at once, and whenever there is a reason to: `on_change` is called where something else is registered."""
         table = cls(bus, registered)
-        bus.on_reconnect.append(table.doubt)
+        for reasons in (bus.on_reconnect, on_change):
+            reasons.append(table.doubt)
         async with asyncio.TaskGroup() as group:
             working = group.create_task(table._run())
             try:
                 yield table
             finally:
                 working.cancel()
-                bus.on_reconnect.remove(table.doubt)
+                for reasons in (bus.on_reconnect, on_change):
+                    reasons.remove(table.doubt)
 
     def doubt(self) -> None:
         """Look at all that is armed, and at what ought to be: either may have changed without a word."""
@@ -200,13 +202,15 @@ class Timetable:
     async def _arm(self, slot: Slot, trigger: Trigger, after: float, *, view: View, instead_of: int = 0) -> bool:
         """Arm the first time after a moment; False where another waits there, which is then what is waited for."""
         try:
-            at, *more = cron(trigger.schedule, trigger.timezone).times(after, 2)
-        except ValueError as error:  # no time zones on this machine, or the last of its times has passed
-            log.warning(
-                "schedule.not_armed", function=slot.function, schedule=trigger.schedule, timezone=trigger.timezone, error=str(error)
-            )
+            times = cron(trigger.schedule, trigger.timezone).times(after, 2)
+            problem = "" if times else "it is never due again"
+        except ValueError as error:  # this machine has other time zones than the one that deployed it
+            times, problem = [], str(error)
+        if problem:
+            log.warning("schedule.not_armed", function=slot.function, schedule=trigger.schedule, timezone=trigger.timezone, problem=problem)
             self._next.pop(slot, None)
             return False
+        at, *more = times
         try:
             await self._armed.arm(slot, trigger, at, then=more[0] if more else None, view=view, instead_of=instead_of)
         except AlreadyStored:

@@ -243,6 +243,26 @@ async def test_a_stream_of_schedules_that_an_operator_deleted_is_made_and_filled
     await more(world, 4)
 
 
+async def test_nodes_with_different_folders_leave_each_others_schedules_alone(world: World) -> None:
+    """What is armed is what the registry says, and not what one of them has on its disk."""
+    await world.node("a")
+    await more(world, 1)
+    world.functions = world.folder / "others"
+    world.function("yearly", TICKS.replace("    note(ctx)\n", ""), '[[trigger]]\nschedule = "0 0 1 1 *"\n')
+    await world.node("b")
+    await world.kill("b")
+    await more(world, 2)
+    await world.node("b")
+    await world.kill("a")
+    await more(world, 2)
+    await world.settle(20.0)
+    times = await fired(world)
+
+    assert "faas.schedule.default.yearly.0" in await armed(world)
+    assert gaps(times) == []
+    assert "schedule.removed" not in "".join((world.nodes[name].state / "node.log").read_text() for name in ("a", "b"))
+
+
 async def test_a_function_that_left_the_folder_while_no_node_ran_fires_no_more(world: World) -> None:
     """What is left of it is taken away by whichever node comes next."""
     world.function("yearly", TICKS.replace("    note(ctx)\n", ""), '[[trigger]]\nschedule = "0 0 1 1 *"\n')
