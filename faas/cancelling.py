@@ -136,6 +136,8 @@ class Cancelling:
     async def cancel(self, tenant: str, function: str, invocation: str) -> Cancelled:
         """End an invocation as `cancelled`, unless it has ended. Raises BusUnavailable."""
         held = self._unended.holds(invocation) or await self._held_elsewhere(invocation)
+        if held is not None and (held.tenant, held.function) != (tenant, function):
+            return Cancelled(cancelled=False, known=False)  # whoever asked may cancel what he names, and this is another's
         served = self.functions((tenant, function))
         for_s = float(served.spec.limits.queue_timeout_s) if served is not None else UNKNOWN_S
         if held is not None and not held.durable:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 from pulling import a_function
 
-from faas.bus.connection import Bus
+from faas.admission import of_message
+from faas.bus.connection import Bus, Message
 from faas.bus.consumers import Consumer
 from faas.bus.outcomes import Outcomes
 from faas.cancelling import Cancelling
 from faas.errors import BusUnavailable
 from faas.identity import invocation_id
+from faas.invocation import Invocation
 from faas.model import FunctionVersion
+from faas.security.tenants import Tenants
 from faas.unended import Unended
 
 WAITING = 5
@@ -50,3 +53,27 @@ async def test_an_event_that_calls_itself_another_invocation_is_not_that(bus: Bu
         answer = await cancelling.cancel(tenant, "f", "a" * 26)
 
     assert (answer.cancelled, answer.known) == (False, False)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_what_is_held_under_one_name_is_not_cancelled_under_another(bus: Bus, consumer: Consumer, tenant: str, stored: bool) -> None:
+    """Whoever may cancel for his own tenant alone names that in the subject, and anybody's invocation behind it."""
+    function = FunctionVersion(spec=a_function(tenant, "f"), version="1", files=())
+    event = Message(f"{tenant}.in", "", b"", None)
+    held = of_message(event, function, answered=True, now=0.0, tenants=Tenants())
+    assert isinstance(held, Invocation)
+    unended = Unended()
+    if stored:
+        await unended.alone(held)
+    else:
+        unended.add(held, "")
+    async with Cancelling.open(bus, Outcomes(bus), unended) as cancelling:
+        await cancelling.listen()
+        others = [await cancelling.cancel(*named, held.id) for named in (("rival", "f"), (tenant, "g"))]
+        await bus.fence()
+        untouched = not held.cancelled and not unended.is_cancelled(held.id)
+        own = await cancelling.cancel(tenant, "f", held.id)
+
+    assert [(answer.cancelled, answer.known) for answer in others] == [(False, False)] * 2
+    assert untouched
+    assert own.cancelled

@@ -147,7 +147,7 @@ async def test_a_token_opens_no_other_tenants_door(two: Two, method: str, path: 
     status, body = await two.send(method, path.format(await two.rivals()), "acme", b"1")
 
     assert status in (401, 403, 404), body
-    assert b"the" not in body or QUIET.encode() not in body
+    assert QUIET.encode() not in body
 
 
 async def test_a_rivals_invocation_runs_on_whoever_else_cancels_it(two: Two) -> None:
@@ -158,9 +158,11 @@ async def test_a_rivals_invocation_runs_on_whoever_else_cancels_it(two: Two) -> 
     state, _ = await two.send("GET", f"/invocations/{invocation}", "rival")
     async with two.server.user("tenant-acme") as (client, said):
         over_bus = await refused(client, said, lambda: client.publish(f"faas.cancel.rival.waits.{invocation}"))
+        own = await client.request(f"faas.cancel.acme.publishes.{invocation}", timeout=8)  # which it may send, whatever stands at the end
     ended, _ = await two.send("DELETE", f"/invocations/{invocation}", "rival")
 
     assert (status, denied, state, over_bus) == (202, 404, 200, True)
+    assert json.loads(own.data)["known"] is False
     assert ended == 200
 
 
