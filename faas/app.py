@@ -44,6 +44,7 @@ from faas.environments.profile import load_profiles
 from faas.errors import only
 from faas.gateway.bearer import bearer
 from faas.gateway.doors import Doors
+from faas.gateway.functions import Functions
 from faas.gateway.health import health_routes
 from faas.gateway.metrics import exposition
 from faas.gateway.publishing import EventStore
@@ -184,6 +185,7 @@ class _Node:
     """The parts that run functions, put together on one bus."""
 
     _webhooks: Webhooks  # `open` gives it
+    _functions: Functions  # `serving` gives them
 
     def __init__(
         self,
@@ -268,7 +270,7 @@ class _Node:
     @property
     def routes(self) -> list[Route]:
         """What the gateway serves of it."""
-        return self._webhooks.routes
+        return [*self._webhooks.routes, *self._functions.routes()]
 
     async def declare(self) -> None:
         """Make the streams of what is served what they must be, once more."""
@@ -300,6 +302,7 @@ class _Node:
             on_hooks=self._webhooks.serve,
         ) as rollout:
             self.reports, self._rollout = rollout.reports, rollout
+            self._functions = Functions(rollout.in_full, rollout.function, tenants=bool(Tokens(self._config.tenants)))
 
             def answer(message: Message) -> None:
                 """All functions in short, or, where the question is a name, those of that name in full."""
@@ -380,10 +383,7 @@ def _read_folder(config: Config, profiles: dict[str, RuntimeProfile]) -> Reading
         log.info("folder.absent", functions=str(config.functions), serves="what the registry of the bus says")
         return None
     reading = read_functions(config.functions, profiles, mounts=config.mounts, tenants=Tenants(config.tenants))
-    for hint in reading.hints:
-        log.warning("function.skipped", hint=hint)
-    for report in reading.invalid:
-        log.warning("function.invalid", function=report.name, error=report.error)
+    reading.warn()
     return reading
 
 

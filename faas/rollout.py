@@ -354,9 +354,9 @@ class Rollout:
             found[key] = with_error(found.get(key) or unserved(self._folder[key], not_enforced=weak), error)
         return [found[key] for key in sorted(found)]
 
-    def in_full(self, name: str) -> list[FunctionReport]:
-        """The functions of a name, with all that is known of them here."""
-        return [self._in_full(report) for report in self.reports if report.name == name]
+    def in_full(self, name: str = "") -> list[FunctionReport]:
+        """The functions of a name ("": all), with all that is known of them here."""
+        return [self._in_full(report) for report in self.reports if name in ("", report.name)]
 
     def _in_full(self, report: FunctionReport) -> FunctionReport:
         function = self._served.get((report.tenant, report.name))

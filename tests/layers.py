@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 HEIGHTS = {
-    0: "errors model objects invocation runs tally subjects strict triggers cron concurrency units identity envelope seeds processes version worker",
+    0: "errors model listed objects invocation runs tally subjects strict triggers cron concurrency units identity envelope seeds processes version worker",
     1: "config statefolder telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
     3: "place pool accounting timetable admission unended keyed client",

@@ -17,6 +17,7 @@ from faas.bus.connection import Bus, encode_head
 from faas.bus.declared import DEDUP_S
 from faas.bus.outcomes import PAYLOAD_DIGEST, Outcomes, StoredAttempts, StoredOutcome, event_id_header
 from faas.bus.payloads import Payloads
+from faas.bus.reading import holds_another
 from faas.bus.schedules import event_head
 from faas.errors import AlreadyStored, BusUnavailable, KeyReused
 from faas.identity import keyed_invocation_id, payload_digest
@@ -112,8 +113,12 @@ class Keys:
 
     async def _store(self, keyed: Keyed, body: bytes, headers: Mapping[str, str] | None) -> bool:
         """Store the event; whether the stream had it."""
-        head = encode_head([*event_head(headers), ("Nats-Msg-Id", f"key.{keyed.invocation}")])
-        return (await self._bus.store(subjects.submit(keyed.tenant, keyed.function), body, head=head)).duplicate
+        subject, head = subjects.submit(keyed.tenant, keyed.function), encode_head(event_head(headers))
+        stored = await self._bus.store(subject, body, head=head + encode_head([("Nats-Msg-Id", f"key.{keyed.invocation}")]))
+        if stored.duplicate and await holds_another(self._bus, stored, subject):
+            await self._bus.store(subject, body, head=head)  # if it was stored all the same, its second delivery finds what the first left
+            return False
+        return stored.duplicate
 
 
 async def _unknown(tenant: str, function: str, invocation: str) -> bool:

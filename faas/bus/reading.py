@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from faas.bus.connection import ApiError, Bus, Message
-from faas.bus.messages import GetAnswer, StoredMessage, decode_head
+from faas.bus.messages import GetAnswer, Stored, StoredMessage, decode_head
 from faas.errors import BusUnavailable
 
 BATCH = 256
@@ -55,6 +55,18 @@ async def messages_of(bus: Bus, stream: str, subject: str, *, after: int = 0, li
                 return
     finally:
         await subscription.unsubscribe()
+
+
+async def holds_another(bus: Bus, stored: Stored, subject: str) -> bool:
+    """Whether what a stream has had under a `Nats-Msg-Id` is no event of this subject; where it is gone, nobody can tell, and it counts as another.
+
+    A stream knows one id once, whoever used it first: an event that a stranger keeps out like this would be taken for stored, and lost.
+    """
+    try:
+        found = (await bus.get(stored.stream, {"seq": stored.sequence})).message
+    except ApiError:
+        return True
+    return found is None or found.subject != subject
 
 
 async def _one_by_one(bus: Bus, stream: str, subject: str, *, after: int, limit: int) -> AsyncIterator[StoredMessage]:

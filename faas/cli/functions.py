@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated
 
-import msgspec
 from cyclopts import Parameter
 
 from faas.cli.options import Json, Where, console, print_json
+from faas.listed import as_json
 from faas.model import FunctionReport
 from faas.triggers import Trigger
 
@@ -28,7 +28,7 @@ def functions(
     """List the functions of all nodes, or show one in full."""
     reports = [report for report in asyncio.run(_reports(where, name, tenant)) if withdrawn or name or report.state != "withdrawn"]
     if json:
-        print_json([_as_json(report, in_full=name is not None) for report in reports])
+        print_json([as_json(report, in_full=name is not None) for report in reports])
     elif name is None:
         _print_table(reports)
     else:
@@ -76,28 +76,6 @@ async def _found(where: Where, name: str | None) -> list[FunctionReport]:
             reports = []
     found |= {(report.tenant, report.name): report for report in reports}
     return [found[key] for key in sorted(found)]
-
-
-def _as_json(report: FunctionReport, *, in_full: bool) -> dict[str, object]:
-    document = {"name": report.name, "tenant": report.tenant, "version": report.version, "runtime": report.runtime, "state": report.state}
-    more = {"error": report.error} if report.error else {}
-    short = {**document, **more, "triggers": msgspec.to_builtins(report.triggers), "not_enforced": list(report.not_enforced)}
-    if not in_full or report.state != "ready":
-        return short
-    return {
-        **short,
-        "declaration": report.declaration,
-        "environment": report.environment,
-        "secrets": dict(report.secrets),
-        "loaded": report.loaded,
-        "input_schema": _schema(report.input_schema),
-        "output_schema": _schema(report.output_schema),
-    }
-
-
-def _schema(text: str) -> object:
-    """As a JSON value; None where there is none."""
-    return json.loads(text) if text else None
 
 
 def _trigger(tenant: str, trigger: Trigger) -> str:

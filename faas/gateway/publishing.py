@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import structlog
 
 from faas.bus.cloudevents import STRUCTURED, binary_head
-from faas.bus.connection import ApiError, Bus, NoStream, Stored, encode_head
+from faas.bus.connection import Bus, NoStream, Stored, encode_head
 from faas.bus.declared import EVENTS_AGE_S, PAYLOADS_BEFORE_S
 from faas.bus.payloads import Payloads
+from faas.bus.reading import holds_another
 from faas.errors import BusUnavailable, StoreRefused
 from faas.objects import READ_ONCE, name_in, part_of
 
@@ -41,8 +42,7 @@ class EventStore:
         if content_type and not typed:
             head += encode_head([("Content-Type", content_type)])
         stored = await self._put(subject, data, head + encode_head([("Nats-Msg-Id", message_id)]), once=once)
-        if stored.duplicate and await self._is_anothers(stored, subject):
-            # A stream knows one id once, whoever used it first: an event that a stranger keeps out like this would be answered 202 and lost.
+        if stored.duplicate and await holds_another(self._bus, stored, subject):
             log.warning("event.id_taken", subject=subject, message_id=message_id, sequence=stored.sequence)
             return await self._put(subject, data, head, once=once)
         return stored
@@ -60,14 +60,6 @@ class EventStore:
         if stored.duplicate:  # the one that was stored has its own
             await self._let_go(claim)
         return stored
-
-    async def _is_anothers(self, stored: Stored, subject: str) -> bool:
-        """Whether what the stream has under the id is no event of this subject; where it is gone, nobody can tell."""
-        try:
-            found = (await self._bus.get(stored.stream, {"seq": stored.sequence})).message
-        except ApiError:
-            return True
-        return found is None or found.subject != subject
 
     async def _let_go(self, claim: str) -> None:
         await self._payloads.let_go(name_in(claim) or "")

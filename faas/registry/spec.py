@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
 from faas.errors import SpecInvalid
 from faas.model import FunctionReport, FunctionSpec, FunctionVersion, MountedFolder, RuntimeProfile
@@ -23,6 +24,8 @@ from faas.registry.source import check_handler, may_be_meant
 from faas.security.tenants import Tenants
 from faas.strict import KeyInvalid, convert, parse_toml
 
+log = structlog.get_logger()
+
 ANY_TENANT = Tenants()
 _AT_LINE = re.compile(r" \(at line (\d+), column \d+\)$")
 
@@ -33,6 +36,13 @@ class Reading(NamedTuple):
     functions: list[FunctionVersion]
     invalid: list[FunctionReport]
     hints: list[str]
+
+    def warn(self) -> None:
+        """Say in the log what is wrong with it."""
+        for hint in self.hints:
+            log.warning("function.skipped", hint=hint)
+        for report in self.invalid:
+            log.warning("function.invalid", function=report.name, error=report.error)
 
 
 def read_functions(

@@ -91,6 +91,16 @@ async def forgetful(node: Node) -> AsyncIterator[None]:
         await stream.update_stream(config)
 
 
+async def test_an_event_of_somebody_else_with_the_id_of_a_key_keeps_it_from_nothing(node: Node, folder: Path) -> None:
+    """A stream knows an id once, whoever used it first, and that of a key can be worked out by whoever knows the key."""
+    invocation = invocation_id("default", "counts", source="", event_id="taken")
+    await node.client.jetstream().publish("faas.submit.default.fails", b"null", headers={"Nats-Msg-Id": f"key.{invocation}"})
+    answer = await node.request("counts", payload(folder), headers={KEY: "taken"})
+
+    assert end(answer) == ("succeeded", "")
+    assert runs(folder) == 1
+
+
 @pytest.mark.timeout(90)
 async def test_a_repetition_finds_its_outcome_on_another_node_after_the_first_was_killed(tmp_path: Path) -> None:
     """The event is in the stream, so whoever is left runs it; its caller asks again, and nothing is billed twice."""
