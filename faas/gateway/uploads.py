@@ -7,6 +7,8 @@ that no number of uploads fills the node's memory.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -28,6 +30,8 @@ HELD_BYTES = 256 * 2**20
 """Of all bodies in memory; beyond, whoever comes is told to come again."""
 SPOOLED_AT_ONCE = 16
 """Bodies in files: so many times `max_body` of disk."""
+RESERVE_BYTES = 64 * 2**20
+"""Of the disk, for whoever settles what was accepted (`bus/disk.py`): a body that is only coming in is refused before."""
 WRITE_BYTES = 2**20
 """Gathered before it is written: a trip to a thread for each 64 KiB of the network costs more than the write."""
 
@@ -137,6 +141,9 @@ def _new_file(folder: Path) -> BinaryIO:
 
 
 def _write(file: BinaryIO, parts: list[bytes]) -> None:
+    disk = os.fstatvfs(file.fileno())
+    if disk.f_bavail * disk.f_frsize < RESERVE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for part in parts:
         view = memoryview(part)
         while view:

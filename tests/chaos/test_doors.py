@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import signal
 import sys
@@ -28,7 +29,7 @@ __all__ = ["disk"]  # a fixture
 
 async def post(url: str, path: str, data: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], Any]:
     """(status, headers, the document that is the answer)."""
-    async with aiohttp.ClientSession(url) as http, http.post(path, data=data, headers=headers) as answer:
+    async with aiohttp.ClientSession(url) as http, http.post(path, data=io.BytesIO(data), headers=headers) as answer:
         return answer.status, dict(answer.headers), json.loads(await answer.read())
 
 
@@ -40,6 +41,7 @@ async def test_f12_on_a_full_disk_an_event_is_503_and_none_is_lost(disk: Path) -
         await until_ready(node, 503)
         refused = await post(url, "/invoke/default/echo", b"1", LATER)
         at_once = await post(url, "/invoke/default/echo", b"5", JSON)
+        large = await post(url, "/invoke/default/echo", b"5" * 2_000_000, JSON)
         ballast.unlink()
         await until_ready(node, 200)
         taken = await post(url, "/invoke/default/echo", b"6", {**JSON, "Prefer": "wait=10"})
@@ -47,6 +49,7 @@ async def test_f12_on_a_full_disk_an_event_is_503_and_none_is_lost(disk: Path) -
 
     assert (refused[0], refused[2]["code"], "Retry-After" in refused[1]) == (503, "store_refused", True)
     assert (at_once[0], at_once[2]) == (200, 5)
+    assert (large[0], large[2]["code"]) == (503, "no_space")
     assert (taken[0], taken[2]) == (200, 6)
     assert stored == 1
 
