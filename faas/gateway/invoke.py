@@ -21,7 +21,7 @@ from faas.bus.cloudevents import decode
 from faas.bus.connection import Bus, NoStream, encode_head
 from faas.bus.keys import Keyed, Keys
 from faas.envelope import Ticket, completed, outgoing
-from faas.errors import BusUnavailable
+from faas.errors import BusUnavailable, StoreRefused
 from faas.gateway.answers import Answer, Answering, refusal_of
 from faas.gateway.asking import Asking, Place, StateDocument
 from faas.gateway.calls import Calls
@@ -118,6 +118,7 @@ class Invoking:
                 head = encode_head(asked.head.items())
                 message = await self._bus.request(subject, asked.data, head=head, timeout_s=asked.wait_s, reply_to=call.reply_to)
             except NoStream:
+                await self._bodies.let_go(asked.head)
                 raise unknown(asked.tenant, asked.function) from None
             except BusUnavailable as error:
                 if time.monotonic() < until_monotonic:
@@ -171,10 +172,17 @@ class Invoking:
             if KEY in head:
                 await self._accept(ticket, data, head)
             else:
-                await self._bus.store(subjects.submit(ticket.tenant, ticket.function), data, head=encode_head(head.items()))
+                subject = subjects.submit(ticket.tenant, ticket.function)
+                stored = await self._bus.store(subject, data, head=encode_head(head.items()))
+                if stored.duplicate:  # the first one has a body of its own
+                    await self._bodies.let_go(head)
         except NoStream:
             await self._bus.api(f"STREAM.INFO.{subjects.EVENTS}", None, dict)  # a server that has just started answers nobody yet
+            await self._bodies.let_go(head)
             raise unknown(ticket.tenant, ticket.function) from None
+        except StoreRefused:
+            await self._bodies.let_go(head)
+            raise
 
     async def _accept(self, ticket: Ticket, data: bytes, head: Mapping[str, str]) -> None:
         decoded = decode(head, data, source="http", event_id=head[KEY])

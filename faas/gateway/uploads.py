@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from faas.bus.payloads import Payloads
 from faas.config import HttpConfig
 from faas.gateway.bodies import parts_of
 from faas.gateway.problems import Refusal
-from faas.objects import READ_ONCE, part_of_file
+from faas.objects import READ_ONCE, name_in, part_of_file
 from faas.units import format_size
 
 HELD_BYTES = 256 * 2**20
@@ -71,6 +71,11 @@ class Bodies:
         assert body.file is not None
         prefix = f"{READ_ONCE}{secrets.token_urlsafe(16)}"
         return await self._payloads.put(part_of_file(body.file.fileno()), body.size, prefix=prefix, kept_s=kept_s)
+
+    async def let_go(self, head: Mapping[str, str]) -> None:
+        """Nobody took the event whose body `put` has put into the bucket, if it was large: nobody will ask for that."""
+        if (name := name_in(head.get("ce-dataref", ""))) is not None:
+            await self._payloads.let_go(name)
 
 
 class _Reading:

@@ -90,6 +90,35 @@ async def test_what_is_too_large_is_said_by_whoever_bounds_it_and_the_door_stays
     assert await serves(door)
 
 
+@pytest.mark.parametrize("prefer", ["", "respond-async"])
+async def test_a_large_body_that_nobody_takes_leaves_nothing_in_the_bucket(door: Doors, prefer: str) -> None:
+    """Uploads to functions that are not there would fill it for everybody."""
+    before = await door.node.count("OBJ_FAAS_PAYLOADS", "$O.FAAS_PAYLOADS.C.>")
+    headers = {"Content_Type": BINARY, **({"Prefer": prefer} if prefer else {})}
+
+    assert problem(await door.post("/invoke/default/nosuch", b"x" * 2_000_000, **headers)) == (404, "unknown_function")
+    assert await door.node.count("OBJ_FAAS_PAYLOADS", "$O.FAAS_PAYLOADS.C.>") <= before
+
+
+async def test_an_event_that_comes_again_leaves_its_second_body_nowhere(door: Doors) -> None:
+    """The first one is run, with its own; whoever sends again sends it whole."""
+    event = {
+        "ce_specversion": "1.0",
+        "ce_id": "large-again",
+        "ce_source": "/shop",
+        "ce_type": "t",
+        "Content_Type": BINARY,
+        "Prefer": "wait=9",
+    }
+    first = await door.post("/invoke/default/back", b"x" * 2_000_000, **event)
+    stored = await door.node.count("OBJ_FAAS_PAYLOADS", "$O.FAAS_PAYLOADS.C.>")
+    second = await door.post("/invoke/default/back", b"x" * 2_000_000, **event)
+
+    assert (first[0], second[0]) == (200, 200)
+    assert first[1]["faas-invocation"] == second[1]["faas-invocation"]
+    assert await door.node.count("OBJ_FAAS_PAYLOADS", "$O.FAAS_PAYLOADS.C.>") <= stored
+
+
 async def test_a_body_in_chunks_goes_in_too(door: Doors) -> None:
     """Nobody says beforehand how much it is."""
 
