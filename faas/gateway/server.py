@@ -23,6 +23,8 @@ from faas.security.tokens import ANYONE, Principal
 
 log = structlog.get_logger()
 
+FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+"""What a proxy or a tunnel adds: then whoever is at the other end of the connection only passes on what somebody else says."""
 CLOSING_S = 1.0
 """For answers that are being written when the server closes."""
 
@@ -106,13 +108,22 @@ class Gateway:
 
 
 def own_machine(request: web.BaseRequest) -> Principal:
-    """Whoever is on the node's own machine, and no web page that a browser there shows. Raises Refusal (403)."""
+    """Whoever is on the node's own machine, and no web page that a browser there shows, and nobody behind a proxy there. Raises Refusal (403)."""
     from_here(request)
-    host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
-    origin = request.headers.get("Origin")
-    if not is_loopback(host) or (origin is not None and origin != f"http://{request.headers.get('Host')}"):
+    host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+    if not is_loopback(_name_in(host)) or (origin is not None and origin != f"http://{host}"):
+        raise _no_tenants()
+    if any(name in request.headers for name in FORWARDED):
         raise _no_tenants()
     return ANYONE
+
+
+def _name_in(host: str) -> str:
+    """The name or address of a header `Host`, "" where it holds none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def from_here(request: web.BaseRequest) -> None:

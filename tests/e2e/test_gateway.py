@@ -244,7 +244,14 @@ async def test_what_is_not_there_is_a_problem_document(door: Doors) -> None:
     assert problem(await door.send("GET", "/invoke/default/double")) == (405, "method_not_allowed")
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "http://example.org"}, {"Origin": "null"}, {"Host": "example.org"}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *({"Origin": origin} for origin in ("http://example.org", "null")),
+        *({"Host": host} for host in ("example.org", "[", "[x]:80", "")),
+        *({name: "203.0.113.7"} for name in ("X-Forwarded-For", "Forwarded", "Via")),
+    ],
+)
 async def test_a_web_page_of_elsewhere_is_no_program_of_this_machine(door: Doors, headers: dict[str, str]) -> None:
-    """A browser on the node's machine sends what any page tells it to, under whatever name resolves to 127.0.0.1."""
+    """A browser on the node's machine sends what any page tells it to, under whatever name resolves to 127.0.0.1; a proxy, what anybody does."""
     assert problem(await door.post("/invoke/default/double", b'{"n":1}', Content_Type=JSON, **headers)) == (403, "no_tenants")
