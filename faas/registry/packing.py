@@ -28,6 +28,9 @@ class _Packed(Struct, frozen=True, kw_only=True):
     inside: Mapping[str, str] = {}  # target -> digest of a mount inside of the function's folder
 
 
+_DECODER = msgspec.msgpack.Decoder(_Packed)  # made here: threads that meet a type for the first time together end the process
+
+
 def pack(function: FunctionVersion) -> bytes:
     """Declaration, code, lock and example of a version; of its mounts the digests alone."""
     return msgspec.msgpack.encode(
@@ -61,7 +64,7 @@ def unpack(data: bytes, version: str, profiles: Mapping[str, RuntimeProfile], *,
     A mount inside of the function's folder has no source here, only its digest. Raises SpecInvalid where this node cannot serve it.
     """
     try:
-        packed = msgspec.msgpack.decode(data, type=_Packed)
+        packed = _DECODER.decode(data)
     except msgspec.DecodeError as error:
         raise SpecInvalid(version, "", f"its bundle cannot be read: {error}; deploy the function again") from error
     declaration = _declaration(packed)
