@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import aiohttp
 from aiohttp import http_exceptions, web
@@ -52,10 +53,44 @@ async def parts_of(request: web.BaseRequest, *, limit_bytes: int, timeout_s: flo
         yield part
 
 
-async def read_body(request: web.BaseRequest, *, limit_bytes: int, timeout_s: float) -> bytes:
-    """All of it, in memory. Raises as `parts_of`."""
-    parts = [part async for part in parts_of(request, limit_bytes=limit_bytes, timeout_s=timeout_s)]
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+SMALL_BYTES = 64 * 2**10
+"""Of each body that are not counted: a few slow senders of large ones keep no small one out, and a connection buffers as much anyhow."""
+
+
+class Room:
+    """Memory for the bodies of many requests: beyond `limit_bytes` of all together whoever comes is told to come again, but for a body alone."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes, self._held_bytes = limit_bytes, 0
+
+    def take(self, size_bytes: int, *, own_bytes: int) -> None:
+        """So much more for a body that has `own_bytes` of it. Raises Refusal (503)."""
+        if self._held_bytes > own_bytes and self._held_bytes + size_bytes > self._limit_bytes:
+            raise Refusal(503, "busy", f"bodies of requests fill {format_size(self._limit_bytes)} on this node; ask again")
+        self._held_bytes += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        self._held_bytes -= size_bytes
+
+
+@asynccontextmanager
+async def body_of(request: web.BaseRequest, room: Room, *, limit_bytes: int, timeout_s: float) -> AsyncIterator[bytes]:
+    """All of it, in memory until the block is left. Raises as `parts_of` and `Room.take`."""
+    parts: list[bytes] = []
+    size_bytes = held_bytes = 0
+    try:
+        async with aclosing(parts_of(request, limit_bytes=limit_bytes, timeout_s=timeout_s)) as coming:
+            async for part in coming:
+                size_bytes += len(part)
+                if (more_bytes := size_bytes - SMALL_BYTES - held_bytes) > 0:
+                    room.take(more_bytes, own_bytes=held_bytes)
+                    held_bytes += more_bytes
+                parts.append(part)
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        yield body
+    finally:
+        room.give_back(held_bytes)
 
 
 async def _go_on(request: web.BaseRequest) -> None:

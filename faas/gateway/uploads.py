@@ -21,10 +21,9 @@ from aiohttp import web
 
 from faas.bus.payloads import Payloads
 from faas.config import HttpConfig
-from faas.gateway.bodies import parts_of
+from faas.gateway.bodies import Room, parts_of
 from faas.gateway.problems import Refusal
 from faas.objects import READ_ONCE, name_in, part_of_file
-from faas.units import format_size
 
 HELD_BYTES = 256 * 2**20
 """Of all bodies in memory; beyond, whoever comes is told to come again."""
@@ -51,7 +50,7 @@ class Bodies:
 
     def __init__(self, config: HttpConfig, payloads: Payloads, *, folder: Path) -> None:
         self._config, self._payloads, self._folder = config, payloads, folder
-        self._held_bytes = 0
+        self._room = Room(HELD_BYTES)
         self._files = 0
 
     @asynccontextmanager
@@ -102,11 +101,9 @@ class _Reading:
         return Body(b"", size, self._file, self.close)
 
     def _hold(self, part: bytes) -> None:
-        if self._bodies._held_bytes + len(part) > HELD_BYTES:
-            raise Refusal(503, "busy", f"bodies of requests fill {format_size(HELD_BYTES)} on this node; ask again")
+        self._bodies._room.take(len(part), own_bytes=self._parts_bytes)
         self._parts.append(part)
         self._parts_bytes += len(part)
-        self._bodies._held_bytes += len(part)
 
     async def _spool(self) -> None:
         """What is held goes into the file."""
@@ -126,11 +123,11 @@ class _Reading:
             self._writing = False
         except OSError as error:
             raise Refusal(503, "no_space", f"the body cannot be written to the disk of this node: {error.strerror}") from error
-        self._bodies._held_bytes -= self._parts_bytes
+        self._bodies._room.give_back(self._parts_bytes)
         self._parts_bytes = 0
 
     def close(self) -> None:
-        self._bodies._held_bytes -= self._parts_bytes
+        self._bodies._room.give_back(self._parts_bytes)
         self._parts, self._parts_bytes = [], 0
         if self._file is None:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import random
@@ -72,6 +73,30 @@ async def test_a_body_above_what_the_bus_takes_goes_through_the_object_store(hoo
         headers = {"content-type": "application/octet-stream", "x-delivery-id": f"large-{size}"}
         ids(await post(http, "big", io.BytesIO(b"x" * size), headers))
         assert json.loads((await hooked.outcome(f"large-{size}")).data) == size
+
+
+async def test_strangers_do_not_fill_the_memory_of_the_node_with_bodies_that_nobody_has_verified(
+    hooked: Node, http: aiohttp.ClientSession
+) -> None:
+    """A signature is over the whole body, so that is in memory before anybody knows who sends it: of all large ones together there is a bound."""
+    megabyte, size, json_type = b"x" * 2**20, 60, {"content-type": "application/json"}
+    head = f"POST /hooks/default/gh HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {size * 2**20 + 1}\r\n\r\n"
+    host, _, port = hooked.info["http"].removeprefix("http://").rpartition(":")
+    writers = []
+    for _ in range(2):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writers.append(writer)
+        writer.write(head.encode())
+        for _ in range(size):
+            writer.write(megabyte)
+            await writer.drain()
+
+    assert (await post(http, "gh", io.BytesIO(megabyte * size), json_type))[0] == 503
+    ids(await post(http, "open", b"x" * 60_000, {}))
+
+    for writer in writers:
+        writer.transport.abort()
+    assert (await post(http, "gh", io.BytesIO(megabyte * size), json_type))[0] == 401
 
 
 async def test_a_compressed_body_is_refused(http: aiohttp.ClientSession) -> None:
