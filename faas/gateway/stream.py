@@ -50,11 +50,12 @@ class Streams:
 
     async def call(self, request: web.BaseRequest, asked: Asked) -> web.StreamResponse:
         """Invoke, and stream what is said until the answer; what ends before it begins is answered as without a stream. Raises Refusal, BusUnavailable."""
-        inbox, heard = self._bus.new_inbox(), Heard(partial(_cut, request))
+        inbox, heard = self._bus.new_inbox(), Heard(partial(_cut, request), self._tapes.room)
         reply_to = f"{inbox}.answer"
         head = encode_head({**asked.head, "Faas-Chunk-To": f"{inbox}.items"}.items())
         subject = subjects.invoke(asked.tenant, asked.function)
         async with AsyncExitStack() as stack, Events.to(request) as events:
+            stack.callback(heard.close)
             waiting = stack.enter_context(self._calls.waiting(reply_to))
             try:
                 await self._hear(stack, f"{inbox}.*", heard)
@@ -117,7 +118,8 @@ class Streams:
                 409, "not_stored", "a synchronous invocation tells its events to its caller alone; send Accept: text/event-stream with it"
             )
         async with AsyncExitStack() as stack, Events.to(request, headers) as events:
-            heard = Heard(partial(_cut, request))
+            heard = Heard(partial(_cut, request), self._tapes.room)
+            stack.callback(heard.close)
             await self._listen(stack, place.document, heard)
             if submit is not None:
                 await submit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from faas.bus.connection import Message
-from faas.gateway.tapes import BEHIND_BYTES, Heard, SlowReader
+from faas.gateway.tapes import BEHIND_BYTES, Heard, Room, SlowReader
 
 
 def _message(data: bytes) -> Message:
@@ -14,7 +14,7 @@ def _message(data: bytes) -> Message:
 
 async def test_what_is_heard_is_read_in_its_order() -> None:
     """Items are words of a sentence."""
-    heard = Heard(lambda: None)
+    heard = Heard(lambda: None, Room())
     heard.put(_message(b"a"))
     heard.wake()
     heard.put(_message(b"b"))
@@ -28,11 +28,32 @@ async def test_what_is_heard_is_read_in_its_order() -> None:
 async def test_a_reader_that_is_too_far_behind_is_cut_once_and_kept_nothing_for() -> None:
     """It may be stuck in a write: what it does not take must not fill the node."""
     cuts: list[int] = []
-    heard = Heard(lambda: cuts.append(1))
+    room = Room()
+    heard = Heard(lambda: cuts.append(1), room)
     for _ in range(3 * BEHIND_BYTES // 100_000):
         heard.put(_message(b"x" * 100_000))
 
     assert cuts == [1]
-    assert heard._bytes < BEHIND_BYTES + 200_000
+    assert BEHIND_BYTES < room.used_bytes < BEHIND_BYTES + 200_000
     with pytest.raises(SlowReader):
         await heard.next()
+    heard.close()
+    assert room.used_bytes == 0
+
+
+async def test_many_readers_together_are_bounded_too() -> None:
+    """Each a little behind, they would fill the node."""
+    room, cuts = Room(limit_bytes=1_000_000), 0
+
+    def cut() -> None:
+        nonlocal cuts
+        cuts += 1
+
+    readers = [Heard(cut, room) for _ in range(20)]
+    for reader in readers:
+        reader.put(_message(b"x" * 100_000))
+
+    assert cuts == 11
+    for reader in readers:
+        reader.close()
+    assert room.used_bytes == 0
