@@ -210,6 +210,8 @@ def ended(entry: Entry, body: bytes = b"") -> Ended | None:
     tokens, head = entry.subject.split("."), entry.headers
     if len(tokens) != 5 or tokens[1] not in ("outcome", "attempt"):
         return None
+    if tokens[1] == "attempt" and not _number(head, "Faas-Attempt"):
+        return None  # an idempotency key was claimed; what comes of that says its event
     detail = ""
     if tokens[1] == "outcome" and body:
         try:

@@ -13,13 +13,14 @@ from datetime import UTC, datetime
 from msgspec import Struct
 
 from faas import subjects
-from faas.bus.connection import Bus, encode_head
+from faas.bus import streams
+from faas.bus.connection import Bus, NoStream, encode_head
 from faas.bus.declared import DEDUP_S
 from faas.bus.outcomes import PAYLOAD_DIGEST, Outcomes, StoredAttempts, StoredOutcome, event_id_header
 from faas.bus.payloads import Payloads
 from faas.bus.reading import holds_another
 from faas.bus.schedules import event_head
-from faas.errors import AlreadyStored, BusUnavailable, KeyReused
+from faas.errors import AlreadyStored, BusUnavailable, KeyReused, StoreRefused
 from faas.identity import keyed_invocation_id, payload_digest
 from faas.model import Control, Event
 from faas.objects import READ_ONCE
@@ -68,21 +69,32 @@ class Keys:
     def __init__(self, bus: Bus) -> None:
         self._bus, self._outcomes, self._payloads = bus, Outcomes(bus), Payloads(bus)
         self.is_open: IsOpen = _unknown
+        self._taken: set[str] = set()  # subjects that a stream takes, as far as is known: not more than there are functions
 
     async def accept(self, keyed: Keyed, body: bytes, headers: Mapping[str, str] | None) -> Accepted:
         """Have it run once: stored when this returns, whoever repeats it on whichever node. `headers` are the event's own, the key among them.
 
         Raises KeyReused, NoStream where no function takes it, StoreRefused, MessageTooLarge, BusUnavailable.
         """
-        accepted = await self._accept(keyed, body, headers)
-        if accepted.repeated and keyed.dataref.startswith(READ_ONCE):
-            await self._payloads.let_go(keyed.dataref)  # the first one has its own, and nobody will ask for this
+        try:
+            accepted = await self._accept(keyed, body, headers)
+        except (KeyReused, NoStream, StoreRefused):  # any other error leaves open whether it was stored, and then its payload is needed
+            await self._let_go(keyed)
+            raise
+        if accepted.repeated:
+            await self._let_go(keyed)
         return accepted
+
+    async def _let_go(self, keyed: Keyed) -> None:
+        """Its payload, where that is an object of its own: what was stored has another, and nobody will ask for this one."""
+        if keyed.dataref.startswith(READ_ONCE):
+            await self._payloads.let_go(keyed.dataref)
 
     async def _accept(self, keyed: Keyed, body: bytes, headers: Mapping[str, str] | None) -> Accepted:
         key = (keyed.tenant, keyed.function, keyed.invocation)
         outcome, attempts = await asyncio.gather(self._outcomes.find(*key, leader=True), self._outcomes.attempts(*key, leader=True))
         if outcome is None and not attempts.sequence:
+            await self._check(subjects.submit(keyed.tenant, keyed.function))
             try:
                 await self._claim(keyed)
             except AlreadyStored:  # in this moment, by another
@@ -93,6 +105,13 @@ class Keys:
         if attempts.records or (not self._fresh(attempts) and await self.is_open(*key)):
             return Accepted(repeated=True)
         return Accepted(repeated=await self._store(keyed, body, headers))
+
+    async def _check(self, subject: str) -> None:
+        """Whether anything takes it: a claim would stay for a day, and whoever makes up names could fill FAAS_OUTCOMES with them. Raises NoStream."""
+        if subject not in self._taken:
+            if await streams.stream_capturing(self._bus, subject) is None:
+                raise NoStream(f"{subject}: no function takes it")
+            self._taken.add(subject)
 
     def _fresh(self, claim: StoredAttempts) -> bool:
         """Whether its event may be stored again without a question. A claim of this moment has no time yet."""
@@ -114,7 +133,11 @@ class Keys:
     async def _store(self, keyed: Keyed, body: bytes, headers: Mapping[str, str] | None) -> bool:
         """Store the event; whether the stream had it."""
         subject, head = subjects.submit(keyed.tenant, keyed.function), encode_head(event_head(headers))
-        stored = await self._bus.store(subject, body, head=head + encode_head([("Nats-Msg-Id", f"key.{keyed.invocation}")]))
+        try:
+            stored = await self._bus.store(subject, body, head=head + encode_head([("Nats-Msg-Id", f"key.{keyed.invocation}")]))
+        except NoStream:
+            self._taken.discard(subject)
+            raise
         if stored.duplicate and await holds_another(self._bus, stored, subject):
             await self._bus.store(subject, body, head=head)  # if it was stored all the same, its second delivery finds what the first left
             return False

@@ -161,7 +161,8 @@ class Invoking:
             body.close()
             answer = await self._outcome(ticket, woken, wait_s=wait_s)
         if answer is None and not preference.applied:
-            raise Refusal(504 if not self._asking.stopping else 503, "timeout", "it has not ended yet; send it again with the same key")
+            said = "it has not ended yet; send it again with the same key"
+            raise Refusal(503, "no_capacity", said) if self._asking.stopping else Refusal(504, "timeout", said)
         if answer is None:
             return accepted_as(ticket, preference)
         return await self._answering.respond(request, answer, headers=preference.applied)

@@ -217,6 +217,30 @@ async def test_over_http_a_key_out_of_bounds_is_400(node: Node, key: str) -> Non
     assert problem(answer) == (400, "event_invalid")
 
 
+async def test_over_http_a_key_for_a_function_that_is_not_there_claims_nothing(node: Node) -> None:
+    """A claim is kept for a day: made-up names would push real outcomes out of FAAS_OUTCOMES."""
+    async with http(node) as door:
+        answers = [problem(await door.post("/invoke/default/nobody", b"1", Idempotency_Key=f"k{n}")) for n in range(3)]
+
+    assert answers == [(404, "unknown_function")] * 3
+    assert await node.count("FAAS_OUTCOMES", "faas.attempt.default.nobody.*") == 0
+
+
+async def test_over_http_a_refused_repetition_leaves_no_payload_behind(node: Node) -> None:
+    """An object of a stored event is kept for days: whoever sends another one with a used key could fill the bucket."""
+    async with http(node) as door:
+        first = await door.post("/invoke/default/large", b"x" * 2_000_000, Idempotency_Key="leaves")
+        before = await node.count("OBJ_FAAS_PAYLOADS", "$O.FAAS_PAYLOADS.C.>")
+        other = await door.post("/invoke/default/large", b"y" * 2_000_000, Idempotency_Key="leaves")
+        again = await door.post("/invoke/default/large", b"x" * 2_000_000, Idempotency_Key="leaves")
+    after = await node.count("OBJ_FAAS_PAYLOADS", "$O.FAAS_PAYLOADS.C.>")
+
+    assert problem(other) == (422, "idempotency_key_reused")
+    assert (first[0], first[2]) == (again[0], again[2])
+    assert len(first[2]) == 2_000_026
+    assert after <= before  # the payload of the first may have gone in the meantime
+
+
 async def test_over_http_a_repetition_can_be_followed(node: Node, folder: Path) -> None:
     """A stream that broke off is asked for again with the same key."""
     async with http(node) as door:

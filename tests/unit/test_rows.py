@@ -102,6 +102,18 @@ def test_an_attempt_that_is_tried_again_is_no_end() -> None:
     assert (row.outcome, row.reason, row.attempts, row.detail) == ("", "oom", 1, "killed")
 
 
+def test_a_key_that_was_claimed_is_no_attempt() -> None:
+    """Its event says that there is an invocation; a claim whose node died before that is none that waits."""
+    assert ended(entry("faas.attempt.acme.resize.inv", {"Faas-Attempt": "0", "Faas-Event-Id": "order-1"}, b"[]")) is None
+
+
+def test_an_event_with_an_idempotency_key_is_the_invocation_of_its_key() -> None:
+    """Else what ran and what was accepted would be two, and the balance would show one as lost."""
+    (found,) = accepted(entry("faas.submit.acme.resize", {"Faas-Idempotency-Key": "order-1", "Nats-Msg-Id": "key.x"}), [("acme", "resize")])
+
+    assert (found.invocation, found.event_id) == (invocation_id("acme", "resize", source="", event_id="order-1"), "order-1")
+
+
 @pytest.mark.parametrize("subject", ["faas.outcome.acme.resize", "faas.other.a.b.c", "x"])
 def test_other_subjects_are_passed_over(subject: str) -> None:
     """The stream may hold what another version writes."""
