@@ -108,7 +108,13 @@ async def declare(bus: Bus, specs: Sequence[FunctionSpec], config: BusConfig, *,
 
 async def _problem_with(bus: Bus, stream: str, wanted: Iterable[str]) -> str:
     """Why a stream of the user's cannot give these subjects; "" where it can. It is never made, changed or purged by us."""
-    found = await find_stream(bus, stream)
+    try:
+        found = await find_stream(bus, stream)
+    except BusUnavailable:
+        if not bus.connected:
+            raise
+        # One function may not hold up the others: the server says nothing to whoever may not ask.
+        return f"the bus does not answer this node about the stream {stream}; where it knows users, type faas nats-config --stream {stream}"
     if found is None:
         return f"there is no stream {stream} on this bus; create it, or leave stream out"
     for subject in wanted:

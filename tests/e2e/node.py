@@ -23,6 +23,8 @@ import permitted
 
 FAAS = [sys.executable, "-m", "faas"]
 PROJECT = Path(__file__).resolve().parents[2]
+OWN_BUS = ("--bus", "127.0.0.1:0")
+"""Of whoever needs the embedded server, whatever bus the other tests run on."""
 OWN_SERVER = {"FAAS_BUS__SYNC", "FAAS_BUS__MAX_PAYLOAD"}
 """What only an embedded server takes."""
 SHORT_LEASE = {"FAAS_BUS__ACK_WAIT": "2s"}
@@ -151,7 +153,7 @@ async def running(functions: Path, state: Path, *options: str, environ: Mapping[
 
 async def start(functions: Path, state: Path, *options: str, environ: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
     """Start `faas up` on free ports, or on the bus that --nats names; its output in STATE/node.log."""
-    bus: tuple[str, ...] = () if "--nats" in options else ("--bus", "127.0.0.1:0")
+    bus: tuple[str, ...] = () if {"--nats", "--bus"} & set(options) else OWN_BUS
     if "--nats" in options and (server := permitted.RUNNING.get(options[options.index("--nats") + 1])):
         bus = ("--nkey", str(server.seed("node")))
     with (state / "node.log").open("ab") as log:
@@ -212,11 +214,11 @@ def free(functions: Path, state: Path) -> list[str]:
 
 
 @asynccontextmanager
-async def echoing(root: Path, **functions: str) -> AsyncIterator[Node]:
+async def echoing(root: Path, *options: str, **functions: str) -> AsyncIterator[Node]:
     """A node with an `echo` on life.echo, and whatever else."""
     write_function(root / "functions", "echo", ECHO, '[[trigger]]\nsubject = "life.echo"\n')
     for name, code in functions.items():
         write_function(root / "functions", name, code, f'[[trigger]]\nsubject = "life.{name}"\n')
-    async with running(root / "functions", root / "state", environ=SHORT_LEASE) as node:
+    async with running(root / "functions", root / "state", *options, environ=SHORT_LEASE) as node:
         await node.watch()
         yield node

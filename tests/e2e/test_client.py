@@ -9,7 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from node import FAAS, PROJECT, Node, command, running, write_function
+from node import FAAS, OWN_BUS, PROJECT, Node, command, running, write_function
 
 import faas
 from faas.calling.flows import Item, items_of
@@ -216,7 +216,7 @@ async def test_logs_can_be_followed(client: Client) -> None:
 async def test_an_outcome_is_found_after_the_connection_was_lost(tmp_path: Path) -> None:
     """The server restarts while the function runs; nobody heard the outcome, and it is there."""
     write_function(tmp_path / "functions", "waits", FUNCTIONS["waits"])
-    async with running(tmp_path / "functions", tmp_path / "state") as node, faas.connect(node.info["nats"]) as client:
+    async with running(tmp_path / "functions", tmp_path / "state", *OWN_BUS) as node, faas.connect(node.info["nats"]) as client:
         ticket = await client.submit("waits", 0.7)
         waiting = asyncio.ensure_future(client.outcome(ticket, wait="9s"))
         await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nats
 import pytest
-from node import ECHO, FAAS, PROJECT, SHORT_LEASE, command, echoing, end, free, head, ready, running, start, stop, write_function
+from node import ECHO, FAAS, OWN_BUS, PROJECT, SHORT_LEASE, command, echoing, end, free, head, ready, running, start, stop, write_function
 
 SLEEPER = "import time\ndef handle(event: float):\n    time.sleep(event)\n    return event\n"
 DAEMON = """
@@ -250,7 +250,7 @@ async def test_a_killed_node_leaves_no_process_and_its_events_end_once_after_the
 
     assert await gone(mark)
     assert await gone(nap)
-    async with running(root / "functions", state, environ=SHORT_LEASE) as node:
+    async with running(root / "functions", state, *OWN_BUS, environ=SHORT_LEASE) as node:
         async with asyncio.timeout(20):
             while await node.count("FAAS_OUTCOMES", "faas.outcome.default.slow.*") < 30:
                 pass
@@ -263,7 +263,7 @@ async def test_a_killed_node_leaves_no_process_and_its_events_end_once_after_the
 @pytest.mark.timeout(30)
 async def test_a_restarted_nats_server_costs_nothing(tmp_path: Path) -> None:
     """It ends by itself, the node starts it again on its store and port, and events go on."""
-    async with echoing(tmp_path) as node:
+    async with echoing(tmp_path, *OWN_BUS) as node:
         stream = node.client.jetstream()
         await node.event("life.echo", b"1", id="before")
         (server,) = alive(str(tmp_path / "state" / "nats" / "server.conf"))
