@@ -20,6 +20,7 @@ from faas import subjects
 from faas.bus.cloudevents import decode
 from faas.bus.connection import Bus, NoStream, encode_head
 from faas.bus.keys import Keyed, Keys
+from faas.bus.reading import holds_another
 from faas.envelope import Ticket, completed, outgoing
 from faas.errors import BusUnavailable, StoreRefused
 from faas.gateway.answers import Answer, Answering, refusal_of
@@ -173,10 +174,7 @@ class Invoking:
             if KEY in head:
                 await self._accept(ticket, data, head)
             else:
-                subject = subjects.submit(ticket.tenant, ticket.function)
-                stored = await self._bus.store(subject, data, head=encode_head(head.items()))
-                if stored.duplicate:  # the first one has a body of its own
-                    await self._bodies.let_go(head)
+                await self._submit(subjects.submit(ticket.tenant, ticket.function), data, head)
         except NoStream:
             await self._bus.api(f"STREAM.INFO.{subjects.EVENTS}", None, dict)  # a server that has just started answers nobody yet
             await self._bodies.let_go(head)
@@ -184,6 +182,14 @@ class Invoking:
         except StoreRefused:
             await self._bodies.let_go(head)
             raise
+
+    async def _submit(self, subject: str, data: bytes, head: Mapping[str, str]) -> None:
+        stored = await self._bus.store(subject, data, head=encode_head(head.items()))
+        if stored.duplicate and await holds_another(self._bus, stored, subject):
+            unnamed = [(name, value) for name, value in head.items() if name != "Nats-Msg-Id"]
+            await self._bus.store(subject, data, head=encode_head(unnamed))  # it is known by its own id, and runs once
+        elif stored.duplicate:  # the first one has a body of its own
+            await self._bodies.let_go(head)
 
     async def _accept(self, ticket: Ticket, data: bytes, head: Mapping[str, str]) -> None:
         decoded = decode(head, data, source="http", event_id=head[KEY])

@@ -18,6 +18,7 @@ from node import SHORT_LEASE, Node, command, end, head, running, write_function
 from permitted import Permitted, permitted
 
 from faas.config import TenantConfig, TokenConfig
+from faas.identity import keyed_invocation_id
 from faas.security.tokens import digest_of, new_token
 
 pytestmark = pytest.mark.timeout(60)
@@ -254,6 +255,30 @@ async def test_a_request_of_a_tenant_borrows_no_right_of_the_node_by_its_reply_s
 
     assert end(answer) == ("succeeded", "")
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "message_id"),
+    [
+        ({"Idempotency-Key": "order-17"}, f"key.{keyed_invocation_id('rival', 'prints', 'order-17')}"),
+        (
+            {"ce-id": "order-18", "ce-source": "/shop", "ce-type": "paid", "ce-specversion": "1.0"},
+            "faas.submit.rival.prints /shop order-18",
+        ),
+    ],
+)
+async def test_an_event_is_not_kept_out_by_a_tenant_that_used_its_message_id_first(
+    two: Two, headers: dict[str, str], message_id: str
+) -> None:
+    """A stream knows an id once, whoever used it: the event would be answered 202 and lost."""
+    async with two.server.user("tenant-acme") as (client, _):
+        await client.request("faas.submit.acme.publishes", b"acme.ok", headers={"Nats-Msg-Id": message_id}, timeout=8)
+    first, again = [
+        await two.send("POST", "/invoke/rival/prints", "rival", b"1", **headers, Prefer="wait=20", Content_Type="application/json")
+        for _ in range(2)
+    ]
+
+    assert first == again == (200, json.dumps(QUIET[:3]).encode())
 
 
 # ---------------------------------------------------------------- from inside a function
