@@ -18,6 +18,8 @@ from faas.errors import AskAgain, BusUnavailable, KeyReused, MessageTooLarge
 from faas.invocation import Invocation
 from faas.model import Ended
 
+SOON_S = 0.002
+"""An outcome is heard before its stream has stored it, more often than not: it is looked for again after so long, then twice as long each time."""
 LOOK_EVERY_S = 5.0
 """An outcome is heard; the message that says so may be lost with a connection, so it is looked for now and then too."""
 START_S = 60.0
@@ -65,7 +67,7 @@ class KeyedCalls:
 
     async def _outcome(self, keyed: Keyed, woken: asyncio.Event, *, within_s: float) -> StoredOutcome:
         """Wait for it. What is heard may be an outcome that its guard refused, so it is read."""
-        until_monotonic = time.monotonic() + within_s
+        until_monotonic, look_s = time.monotonic() + within_s, LOOK_EVERY_S
         while not self._draining:
             if (found := await self._outcomes.find(keyed.tenant, keyed.function, keyed.invocation, leader=True)) is not None:
                 return found
@@ -73,11 +75,13 @@ class KeyedCalls:
             if left_s <= 0:
                 raise AskAgain("it has not ended yet; send it again with the same key")
             try:
-                async with asyncio.timeout(min(LOOK_EVERY_S, left_s)):
+                async with asyncio.timeout(min(look_s, left_s)):
                     await woken.wait()
             except TimeoutError:
-                continue
-            woken.clear()
+                look_s = min(2 * look_s, LOOK_EVERY_S)
+            else:
+                woken.clear()
+                look_s = SOON_S
         raise AskAgain("this node stops; another, or its next start, answers")
 
     async def _say(self, invocation: Invocation, accepted: Accepted, outcome: StoredOutcome, *, reply_to: str) -> None:
