@@ -75,7 +75,7 @@ def _machine(where: Where, profiles: Mapping[str, RuntimeProfile]) -> dict[str, 
     url = where.nats or os.environ.get("FAAS_NATS")
     return {
         "python": project.python,
-        "nats": lambda: machine.nats(url),
+        "nats": lambda: machine.nats(url, where.nkey),
         "uv": machine.uv,
         "docker": machine.docker,
         "gpu": lambda: machine.gpu(profiles.values()),

@@ -25,10 +25,10 @@ LIMITS = ("memory", "cpus", "pids")
 _TRY_NAMESPACE = "from faas.worker.zygote import new_pid_namespace; raise SystemExit(not new_pid_namespace(first=True))"
 
 
-def nats(url: str | None) -> Iterable[Finding]:
+def nats(url: str | None, nkey: Path | None = None) -> Iterable[Finding]:
     """The server that --nats names, else the one that `faas up` would start."""
     if url:
-        return _remote(url)
+        return _remote(url, nkey)
     from faas.bus.server import find_server
     from faas.errors import ServerFailed
 
@@ -40,14 +40,14 @@ def nats(url: str | None) -> Iterable[Finding]:
     return [ok("nats", f"{said.removeprefix('nats-server: ')}, {binary}, with JetStream")]
 
 
-def _remote(url: str) -> list[Finding]:
+def _remote(url: str, nkey: Path | None) -> list[Finding]:
     from faas.bus.clock import skew_s
     from faas.bus.inspection import server
     from faas.bus.server import OLDEST
     from faas.client import connect
 
     async def ask() -> tuple[str, bool, float | None]:
-        async with connect(url) as client:
+        async with connect(url, nkey=nkey) as client:
             return *(await server(client.nats)), await skew_s(client.nats)
 
     where = url.rpartition("@")[2]

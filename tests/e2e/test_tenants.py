@@ -17,6 +17,8 @@ from nats.aio.msg import Msg
 from node import SHORT_LEASE, Node, command, end, head, running, write_function
 from permitted import Permitted, permitted
 
+import faas
+import faas.errors
 from faas.config import TenantConfig, TokenConfig
 from faas.identity import keyed_invocation_id
 from faas.security.tokens import digest_of, new_token
@@ -141,6 +143,7 @@ async def refused(client: Client, said: list[str], act: Callable[[], Awaitable[o
         ("POST", "/invoke/acme%2F..%2Frival/prints"),
         ("POST", "/invoke/rival%00/prints"),
         ("POST", "/hooks/rival/h"),
+        ("GET", "/functions/rival/prints"),
     ],
 )
 async def test_a_token_opens_no_other_tenants_door(two: Two, method: str, path: str) -> None:
@@ -149,6 +152,16 @@ async def test_a_token_opens_no_other_tenants_door(two: Two, method: str, path: 
 
     assert status in (401, 403, 404), body
     assert QUIET.encode() not in body
+
+
+@pytest.mark.parametrize("path", ["/functions", "/openapi.json", "/usage", "/usage?tenant=rival"])
+async def test_what_is_listed_for_a_token_names_nothing_of_another_tenant(two: Two, path: str) -> None:
+    """Names of functions, their types and what they cost tell a rival what is worked on."""
+    status, body = await two.send("GET", path, "acme")
+
+    assert status in (200, 403, 404, 501), body
+    assert b"prints" not in body
+    assert b"hooked" not in body
 
 
 async def test_a_rivals_invocation_runs_on_whoever_else_cancels_it(two: Two) -> None:
@@ -345,3 +358,53 @@ async def test_a_declaration_that_reaches_beyond_its_tenant_is_listed_as_invalid
 
     assert (code, report["state"]) == (0, "invalid")
     assert said in report["error"]
+
+
+# ---------------------------------------------------------------- who may do all that
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("functions",),
+        ("functions", "publishes"),
+        ("nodes",),
+        ("runs",),
+        ("schedules",),
+        ("invoke", "publishes", "acme.ok", "--tenant", "acme"),
+        ("invoke", "publishes", "acme.ok", "--tenant", "acme", "--async"),
+        ("publish", "acme.in.x", "acme.ok"),
+        ("logs", "prints", "--tenant", "rival"),
+        ("dlq", "list"),
+        ("rollback", "prints", "--tenant", "rival"),
+        ("functions", "remove", "waits", "--tenant", "rival"),
+    ],
+    ids=" ".join,
+)
+async def test_an_operators_key_is_enough_for_every_verb(two: Two, verb: tuple[str, ...]) -> None:
+    """Else whoever runs the bus would go on with a user that may do everything."""
+    environ = {"FAAS_NKEY": str(two.server.seed("operator")), "FAAS_NATS": f"nats://127.0.0.1:{two.server.port}"}
+    code, out, err = await command(*verb, environ=environ, wait_s=30)
+
+    assert code == 0 or "has no version before this one" in err, (out, err)
+    assert "violation" not in err.lower()
+
+
+async def test_a_tenants_key_is_enough_for_its_own_programs(two: Two) -> None:
+    """Calls, durable calls with their outcomes, and streams; of another tenant not even whether there is such a function."""
+    url = f"nats://127.0.0.1:{two.server.port}"
+    async with faas.connect(url, nkey=two.server.seed("tenant-acme")) as client:
+        assert await client.invoke("publishes", "acme.ok", tenant="acme", timeout="20s") == 1
+        ticket = await client.submit("publishes", "acme.ok", tenant="acme")
+        assert (await client.outcome(ticket, wait="20s")).result == 1
+        assert [item async for item in client.stream("publishes", "acme.ok", tenant="acme", timeout="20s")] == [1]
+        with pytest.raises((faas.errors.FaasError, TimeoutError)):
+            await client.invoke("prints", 1, tenant="rival", timeout="1s")
+
+
+async def test_without_a_key_the_bus_lets_nobody_in(two: Two) -> None:
+    """And says so in one sentence."""
+    code, _, err = await command("functions", environ={"FAAS_NATS": f"nats://127.0.0.1:{two.server.port}"})
+
+    assert code == 1
+    assert "Authorization Violation" in err
