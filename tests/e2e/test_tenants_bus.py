@@ -1,0 +1,173 @@
+"""Two tenants on one bus: each reaches for what is the other's with its own key, and gets nothing; and what each key is enough for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import nats.errors
+import pytest
+from nats.aio.msg import Msg
+from node import command, end, head
+from rivals import QUIET, Two, refused, two_tenants
+
+import faas
+import faas.errors
+from faas.identity import keyed_invocation_id
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module")
+async def two(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Two]:
+    async with two_tenants(tmp_path_factory.mktemp("tenants")) as found:
+        yield found
+
+
+# ---------------------------------------------------------------- over the bus
+
+
+@pytest.mark.parametrize(
+    "subject",
+    ["faas.invoke.rival.prints", "faas.submit.rival.prints", "rival.in.x", "faas.outcome.rival.prints.x", "faas.usage.rival.prints",
+     "faas.usage.acme.reaches", "faas.log.rival.prints.x", "faas.cancel.rival.prints.x", "faas.due.acme.reaches", "faas.hook.rival.h",
+     "$JS.API.STREAM.INFO.FAAS_EVENTS", "$JS.API.STREAM.MSG.GET.FAAS_OUTCOMES", "$KV.FAAS_REGISTRY.rival.prints", "faas.node.any.holds",
+     "$JS.API.DIRECT.GET.FAAS_OUTCOMES", "$JS.API.DIRECT.GET.FAAS_OUTCOMES.faas.outcome.rival.prints.x", "$SYS.REQ.USER.INFO"],
+)  # fmt: skip
+async def test_a_tenants_key_publishes_nothing_of_another(two: Two, subject: str) -> None:
+    """Function, subject, outcome, usage, log, cancel and webhook of the rival; the bus's own API; and usage of its own, which only nodes write."""
+    heard = len(two.heard)
+    async with two.server.user("tenant-acme") as (client, said):
+        assert await refused(client, said, lambda: client.publish(subject, b"forged"))
+
+    assert [m for m in two.heard[heard:] if m.data == b"forged"] == []
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [">", "faas.>", "faas.outcome.>", "faas.outcome.rival.>", "faas.outcome.*.prints.>", "faas.log.rival.>", "faas.usage.rival.>",
+     "faas.dead.rival.>", "faas.chunk.rival.>", "rival.>", "rival.in.x", "faas.invoke.rival.>", "faas.invoke.acme.>", "_INBOX.>", "_INBOX_faas_node.>",
+     "$JS.>", "$KV.>", "$SYS.>"],
+)  # fmt: skip
+async def test_a_tenants_key_hears_nothing_of_another(two: Two, subject: str) -> None:
+    """Outcome, log, usage and dead letters of the rival, and every inbox but its own."""
+    heard: list[Msg] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message)
+
+    async with two.server.user("tenant-acme") as (client, said):
+        assert await refused(client, said, lambda: client.subscribe(subject, cb=hear))
+        await two.rivals()
+        await client.flush()
+
+    assert heard == []
+
+
+async def test_a_tenants_key_reads_its_own_outcome_and_no_other_by_a_body(two: Two) -> None:
+    """A direct get takes a question in its body too: it may not outweigh the subject that the permission is for."""
+    await two.rivals()
+    async with two.server.user("tenant-acme") as (client, said):
+        answer = await client.request("faas.invoke.acme.publishes", b"acme.ok", timeout=8)
+        ticket = await client.request("faas.submit.acme.publishes", b"acme.ok", timeout=8)
+        assert b"FAAS_EVENTS" in ticket.data
+        for question in (b'{"seq":1}', b'{"last_by_subj":"faas.outcome.rival.>"}', b'{"next_by_subj":"faas.outcome.rival.>","seq":1}',
+                         b'{"batch":10,"seq":1}', b'{"multi_last":["faas.outcome.rival.>"]}'):  # fmt: skip
+            subject = "$JS.API.DIRECT.GET.FAAS_OUTCOMES.faas.outcome.acme.publishes.x"
+            try:
+                got = await client.request(subject, question, timeout=2)
+            except nats.errors.TimeoutError:
+                continue
+            assert "faas.outcome.rival" not in head(got).get("Nats-Subject", "")
+            assert QUIET[:3].encode() not in got.data
+        assert said == []
+
+    assert end(answer) == ("succeeded", "")
+
+
+async def test_a_request_of_a_tenant_borrows_no_right_of_the_node_by_its_reply_subject(two: Two) -> None:
+    """The server checks what is published, and not where an answer is asked for: what answers has to."""
+    heard = len(two.heard)
+    async with two.server.user("tenant-acme") as (client, said):
+        for reply in ("faas.usage.acme.publishes", "rival.in.x", "$JS.API.STREAM.PURGE.FAAS_EVENTS", "$KV.FAAS_REGISTRY.acme.x"):
+            await client.publish("faas.invoke.acme.publishes", b"acme.ok", reply=reply)
+        answer = await client.request("faas.invoke.acme.publishes", b"acme.ok", timeout=8)
+        assert said == []
+    wrong = [m.subject for m in two.heard[heard:] if m.subject.startswith(("rival.", "$JS.API.STREAM.PURGE", "$KV.FAAS_REGISTRY"))]
+
+    assert end(answer) == ("succeeded", "")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "message_id"),
+    [
+        ({"Idempotency-Key": "order-17"}, f"key.{keyed_invocation_id('rival', 'prints', 'order-17')}"),
+        (
+            {"ce-id": "order-18", "ce-source": "/shop", "ce-type": "paid", "ce-specversion": "1.0"},
+            "faas.submit.rival.prints /shop order-18",
+        ),
+    ],
+)
+async def test_an_event_is_not_kept_out_by_a_tenant_that_used_its_message_id_first(
+    two: Two, headers: dict[str, str], message_id: str
+) -> None:
+    """A stream knows an id once, whoever used it: the event would be answered 202 and lost."""
+    async with two.server.user("tenant-acme") as (client, _):
+        await client.request("faas.submit.acme.publishes", b"acme.ok", headers={"Nats-Msg-Id": message_id}, timeout=8)
+    first, again = [
+        await two.send("POST", "/invoke/rival/prints", "rival", b"1", **headers, Prefer="wait=20", Content_Type="application/json")
+        for _ in range(2)
+    ]
+
+    assert first == again == (200, json.dumps(QUIET[:3]).encode())
+
+
+# ---------------------------------------------------------------- who may do all that
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("functions",),
+        ("functions", "publishes"),
+        ("nodes",),
+        ("runs",),
+        ("schedules",),
+        ("invoke", "publishes", "acme.ok", "--tenant", "acme"),
+        ("invoke", "publishes", "acme.ok", "--tenant", "acme", "--async"),
+        ("publish", "acme.in.x", "acme.ok"),
+        ("logs", "prints", "--tenant", "rival"),
+        ("dlq", "list"),
+        ("rollback", "prints", "--tenant", "rival"),
+        ("functions", "remove", "waits", "--tenant", "rival"),
+    ],
+    ids=" ".join,
+)
+async def test_an_operators_key_is_enough_for_every_verb(two: Two, verb: tuple[str, ...]) -> None:
+    """Else whoever runs the bus would go on with a user that may do everything."""
+    environ = {"FAAS_NKEY": str(two.server.seed("operator")), "FAAS_NATS": f"nats://127.0.0.1:{two.server.port}"}
+    code, out, err = await command(*verb, environ=environ, wait_s=30)
+
+    assert code == 0 or "has no version before this one" in err, (out, err)
+    assert "violation" not in err.lower()
+
+
+async def test_a_tenants_key_is_enough_for_its_own_programs(two: Two) -> None:
+    """Calls, durable calls with their outcomes, and streams; of another tenant not even whether there is such a function."""
+    url = f"nats://127.0.0.1:{two.server.port}"
+    async with faas.connect(url, nkey=two.server.seed("tenant-acme")) as client:
+        assert await client.invoke("publishes", "acme.ok", tenant="acme", timeout="20s") == 1
+        ticket = await client.submit("publishes", "acme.ok", tenant="acme")
+        assert (await client.outcome(ticket, wait="20s")).result == 1
+        assert [item async for item in client.stream("publishes", "acme.ok", tenant="acme", timeout="20s")] == [1]
+        with pytest.raises((faas.errors.FaasError, TimeoutError)):
+            await client.invoke("prints", 1, tenant="rival", timeout="1s")
+
+
+async def test_without_a_key_the_bus_lets_nobody_in(two: Two) -> None:
+    """And says so in one sentence."""
+    code, _, err = await command("functions", environ={"FAAS_NATS": f"nats://127.0.0.1:{two.server.port}"})
+
+    assert code == 1
+    assert "Authorization Violation" in err
