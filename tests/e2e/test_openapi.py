@@ -199,13 +199,40 @@ async def test_a_tenant_sees_its_own_functions_alone(tmp_path: Path) -> None:
 @pytest.mark.timeout(120)
 async def test_a_client_that_tries_what_the_document_allows_finds_no_server_error(node: Node, tmp_path: Path) -> None:
     """And nothing that the document does not say: statuses, types, headers and bodies of the answers, to requests that fit it and that do not."""
+    said = await tried(node, tmp_path)
+
+    assert "Tested: 17" in said, said[-1500:]
+
+
+@pytest.mark.torch
+@pytest.mark.timeout(300)
+async def test_a_client_that_tries_the_example_functions_finds_no_server_error(examples: Node, tmp_path: Path) -> None:
+    """What a newcomer tries first, with models and pictures: odd input is refused, and breaks nothing."""
+    names = sorted(folder.name for folder in shipped_functions().iterdir() if (folder / "example_event.json").exists())
+    async with http(examples) as door:
+        for name in names:
+            event = (shipped_functions() / name / "example_event.json").read_bytes()
+            example = json.loads(event) | {"id": name}
+            answer = await door.post(f"/invoke/default/{name}", json.dumps(example).encode(), Content_Type="application/cloudevents+json")
+            assert answer[0] == 200, (name, answer[2][:500])
+    said = await tried(examples, tmp_path, "--include-path-regex", "^/invoke/default/", "--phases", "examples,coverage,fuzzing")
+
+    assert f"Tested: {len(names)}" in said, said[-1500:]
+
+
+async def tried(node: Node, folder: Path, *options: str) -> str:
+    """What schemathesis says when it has found nothing; the same requests each time."""
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("schemathesis"), "run", f"{node.info['http']}/openapi.json", "--checks", ",".join(CHECKS),
-        "--max-examples", str(EXAMPLES), "--generation-deterministic", "--continue-on-failure",
-        "--suppress-health-check", "all", "--request-timeout", "20", "--no-color",
-        cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        "--max-examples", str(EXAMPLES), "--generation-deterministic", "--continue-on-failure", "--suppress-health-check", "all",
+        "--request-timeout", "20", "--no-color", *options,
+        cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    said, _ = await process.communicate()
-
-    assert process.returncode == 0, said.decode()[-6000:]
-    assert "Tested: 17" in said.decode(), said.decode()[-1500:]
+    try:
+        out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, out.decode()[-6000:]
+    return out.decode()
