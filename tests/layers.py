@@ -20,11 +20,12 @@ HEIGHTS = {
     2: "scheduling budget bus calling gpu registry security environments",
     3: "place pool accounting timetable admission unended keyed client",
     4: "dispatcher ends intake cancelling questions rollout gateway",
-    5: "app",
+    5: "node app",
     6: "cli testing __main__",
 }
 HEIGHT = {part: height for height, parts in HEIGHTS.items() for part in parts.split()}
 SAME_HEIGHT = {
+    ("app", "node"),
     ("registry", "bus"),
     ("registry", "security"),
     ("security", "bus"),
