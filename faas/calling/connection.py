@@ -164,7 +164,7 @@ async def open_connection(url: str | None, *, state: Path, nkey: Path | None = N
             async with asyncio.timeout(1):
                 await client.close()
         why = said[0] if said else str(error) or type(error).__name__
-        hint = hint_of(url, state)
+        hint = hint_of(url, state, why)
         raise BusUnavailable(f"no NATS at {address.rpartition('@')[2]}: {why.removeprefix('nats: ').strip(chr(39))}; {hint}") from error
     client.options |= {"max_reconnect_attempts": 60, "reconnect_time_wait": 1}
     try:
@@ -179,8 +179,10 @@ def address_of(url: str | None, state: Path) -> str:
     return url or os.environ.get("FAAS_NATS") or _from_state(state)
 
 
-def hint_of(url: str | None, state: Path) -> str:
-    """Why nobody may answer at `address_of`, and what to type."""
+def hint_of(url: str | None, state: Path, said: str) -> str:
+    """Why nobody may answer at `address_of`, where this is what was said, and what to type."""
+    if "authorization violation" in said.lower():
+        return "show it who you are: --nkey FILE or FAAS_NKEY, or a token in the URL"
     given = url or os.environ.get("FAAS_NATS")
     return "is it running?" if given else f"the node of {state} was killed, or its machine stopped; start it with `faas up`"
 

@@ -210,7 +210,7 @@ async def registry(where: Where) -> AsyncIterator[tuple[Bus, Registry]]:
     except BaseExceptionGroup as group:
         raise only(group) from group
     except BusUnavailable as error:
-        raise error if opened else BusUnavailable(f"{error}; {hint_of(where.nats, where.state)}") from error
+        raise error if opened else BusUnavailable(f"{error}; {hint_of(where.nats, where.state, str(error))}") from error
 
 
 def whoami() -> str:

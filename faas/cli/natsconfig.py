@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from faas.security.permissions import User
 
 Names = tuple[str, ...]
+STREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
 def nats_config(
@@ -34,16 +35,12 @@ def nats_config(
     from faas.config import NODE_NAME, load_file
     from faas.security.keyring import Keyring, user_names, users_of
 
-    for option, names, pattern in (("--node", node, NODE_NAME), ("--stream", stream, re.compile(r"[A-Za-z0-9_-]{1,255}"))):
-        for name in names:
-            if not pattern.fullmatch(name):
-                raise ConfigInvalid(f"{option} {name[:80]!r}: use letters, digits, - and _")
     tenants = load_file(config if config.exists() else None, os.environ).tenant
     _check(tenants, config)
     ring = Keyring(out)
     try:
         ring.prepare()
-        nodes, streams = ring.names("nodes", node), ring.names("streams", stream)
+        nodes, streams = ring.names("nodes", node, NODE_NAME), ring.names("streams", stream, STREAM_NAME)
         for user in rotate:
             ring.rotate(user)
         for user in retire:

@@ -7,6 +7,7 @@ half of the key before is all that is kept of it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -42,11 +43,17 @@ class Keyring:
         """Make the folder, for its owner alone."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def names(self, file: str, more: Iterable[str]) -> list[str]:
-        """What stands in a file, one name a line, and these, which are written there too: a second call knows what the first was told."""
+    def names(self, file: str, more: Iterable[str], pattern: re.Pattern[str]) -> list[str]:
+        """What stands in a file, one name a line, and these, which are written there too: a second call knows what the first was told.
+
+        Raises ConfigInvalid for one that is no name: they become subjects and files.
+        """
         path = self.folder / file
-        known = path.read_text().split() if path.exists() else []
+        known = path.read_text("utf-8", "replace").split() if path.exists() else []
         found = list(dict.fromkeys([*known, *more]))
+        for name in found:
+            if not pattern.fullmatch(name):
+                raise ConfigInvalid(f"{'--' + file[:-1] if name in more else path} {name[:80]!r}: use letters, digits, - and _")
         if found != known:
             path.write_text("".join(f"{name}\n" for name in found))
         return found

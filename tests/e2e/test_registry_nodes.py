@@ -324,3 +324,24 @@ async def test_nodes_with_different_folders_never_fight(node: Node, tmp_path: Pa
     registered = {report["name"]: report["version"] for report in await faas(node, "functions")}
     assert registered["shared"] == second["version"]
     assert "only" in registered
+
+
+@pytest.mark.timeout(90)
+async def test_a_node_that_was_given_narrower_lists_serves_nothing_beyond_them(tmp_path: Path) -> None:
+    """Whoever deployed it may have had another faas.toml; what a node publishes for a tenant stays within its own."""
+    write_function(
+        tmp_path / "functions", "wide", "def handle(event):\n    return event\n", 'tenant = "acme"\n[output]\npublish = "wide.out"\n'
+    )
+    narrow = tmp_path / "narrow.toml"
+    narrow.write_text('[[tenant]]\nname = "acme"\npublish = ["acme.>"]\n')
+    async with running(tmp_path / "functions", tmp_path / "one", "--environments", "current") as one:
+        options = ("--nats", one.info["nats"], "--config", str(narrow), "--environments", "current")
+        async with running(tmp_path / "none", tmp_path / "two", *options) as two:
+            answers = [
+                json.loads((await one.client.request(f"faas.node.{node.info['node']}.functions", b"", timeout=8)).data)
+                for node in (one, two)
+            ]
+    (here,), (there,) = answers
+
+    assert (here["state"], there["state"]) == ("ready", "invalid")
+    assert there["error"].startswith("wide/function.toml: output.publish: wide.out: the tenant acme may publish to acme.> alone")

@@ -171,3 +171,4 @@ async def test_without_a_key_the_bus_lets_nobody_in(two: Two) -> None:
 
     assert code == 1
     assert "Authorization Violation" in err
+    assert "show it who you are: --nkey FILE or FAAS_NKEY" in err

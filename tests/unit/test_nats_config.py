@@ -190,6 +190,15 @@ def test_nodes_and_streams_that_were_named_once_stay(tmp_path: Path) -> None:
     assert "$JS.API.CONSUMER.MSG.NEXT.ORDERS.*" in said
 
 
+def test_a_name_that_was_written_by_hand_becomes_no_path(tmp_path: Path) -> None:
+    """It would be a seed outside the folder, and a subject of somebody else."""
+    folder = configured(tmp_path)
+    (folder / "nodes").write_text("../../elsewhere\n")
+
+    with pytest.raises(ConfigInvalid, match=r"nodes '\.\./\.\./elsewhere': use letters"):
+        configured(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
