@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from faas import subjects
 from faas.bus.connection import Bus, Message, NoStream
@@ -20,17 +21,18 @@ from faas.model import Ended
 
 SOON_S = 0.002
 """An outcome is heard before its stream has stored it, more often than not: it is looked for again after so long, then twice as long each time."""
-LOOK_EVERY_S = 5.0
+LOOK_EVERY_S, STOPPING_S = 5.0, 0.25
 """An outcome is heard; the message that says so may be lost with a connection, so it is looked for now and then too."""
 START_S = 60.0
 """An event without a deadline may take so long to start, and then as long as its function may, before its caller is told to ask again."""
 
 
 class KeyedCalls:
-    """One for a node. `answer` may run many times at once."""
+    """One for a node. `answer` may run many times at once. `holds` says whether this node has an invocation that has not ended."""
 
-    def __init__(self, bus: Bus, keys: Keys, *, outcomes: Outcomes, speech: Speech) -> None:
+    def __init__(self, bus: Bus, keys: Keys, *, outcomes: Outcomes, speech: Speech, holds: Callable[[str], object]) -> None:
         self._bus, self._keys, self._outcomes, self._speech = bus, keys, outcomes, speech
+        self._holds = holds
         self._waiting: set[asyncio.Event] = set()
         self._draining = False
 
@@ -68,9 +70,12 @@ class KeyedCalls:
     async def _outcome(self, keyed: Keyed, woken: asyncio.Event, *, within_s: float) -> StoredOutcome:
         """Wait for it. What is heard may be an outcome that its guard refused, so it is read."""
         until_monotonic, look_s = time.monotonic() + within_s, LOOK_EVERY_S
-        while not self._draining:
+        while True:
+            held = not self._draining or self._holds(keyed.invocation) is not None
             if (found := await self._outcomes.find(keyed.tenant, keyed.function, keyed.invocation, leader=True)) is not None:
                 return found
+            if not held:  # before it was looked for: its end is stored before it is let go
+                raise AskAgain("this node stops; another, or its next start, answers")
             left_s = until_monotonic - time.monotonic()
             if left_s <= 0:
                 raise AskAgain("it has not ended yet; send it again with the same key")
@@ -78,11 +83,10 @@ class KeyedCalls:
                 async with asyncio.timeout(min(look_s, left_s)):
                     await woken.wait()
             except TimeoutError:
-                look_s = min(2 * look_s, LOOK_EVERY_S)
+                look_s = min(2 * look_s, STOPPING_S if self._draining else LOOK_EVERY_S)
             else:
                 woken.clear()
                 look_s = SOON_S
-        raise AskAgain("this node stops; another, or its next start, answers")
 
     async def _say(self, invocation: Invocation, accepted: Accepted, outcome: StoredOutcome, *, reply_to: str) -> None:
         """Answer; what a repetition named beside that is not what the stored event names, so it is told here."""
@@ -98,7 +102,7 @@ class KeyedCalls:
             await self._outcomes.forward(control.reply_to, outcome)
 
     def drain(self) -> None:
-        """Let those go that wait: what they wait for is stored, and another node may run it."""
+        """Let those go that wait for what this node does not run: it is stored, and another node has it or will."""
         self._draining = True
         for woken in self._waiting:
             woken.set()

@@ -247,7 +247,7 @@ def _dispatcher(
 ) -> Dispatcher:
     letters, schedules = Letters(bus), Schedules(bus)
     dispatcher = Dispatcher(attempts, outcomes, letters=letters, schedules=schedules, speech=speech, usage=usage, captured=captured)
-    dispatcher.keyed = KeyedCalls(bus, keys, outcomes=outcomes, speech=speech)
+    dispatcher.keyed = KeyedCalls(bus, keys, outcomes=outcomes, speech=speech, holds=dispatcher.unended.holds)
     dispatcher.now = bus.now
     return dispatcher
 

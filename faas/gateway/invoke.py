@@ -40,6 +40,8 @@ SLACK_S = 5.0
 AGAIN_TIMES, AGAIN_S = 20, 0.1
 """A node that stops answers 503, and nothing was started: another one, or its next start, is asked."""
 CALL_KEPT_S = 3600.0
+STOPPING_S = 0.25
+"""So often a node that stops looks whether what is waited for has ended."""
 EVENT_KEPT_S = 8 * 86_400 + 3600.0
 """As long as an event can wait, and a little more."""
 
@@ -160,7 +162,7 @@ class Invoking:
             await self._bus.fence()
             await self._store(ticket, data, carried)
             body.close()
-            answer = await self._outcome(ticket, woken, wait_s=wait_s)
+            answer = await self._outcome(ticket, woken, wait_s=wait_s, stay=not preference.applied)
         if answer is None and not preference.applied:
             said = "it has not ended yet; send it again with the same key"
             raise Refusal(503, "no_capacity", said) if self._asking.stopping else Refusal(504, "timeout", said)
@@ -198,15 +200,21 @@ class Invoking:
         event, control = decoded
         await self._keys.accept(Keyed.of(ticket.tenant, ticket.function, event, control=control), data, head)
 
-    async def _outcome(self, ticket: Ticket, woken: asyncio.Event, *, wait_s: float) -> Answer | None:
+    async def _outcome(self, ticket: Ticket, woken: asyncio.Event, *, wait_s: float, stay: bool) -> Answer | None:
+        """Wait for it; with `stay` also while this node stops, as long as some node has it in its hands."""
+        look, key = self._asking.outcome, (ticket.tenant, ticket.function, ticket.invocation)
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                look = self._asking.outcome
-                while not self._asking.stopping:
+                while True:
+                    ending = self._asking.stopping and not (stay and await self._asking.held(ticket.invocation) is not None)
                     with suppress(BusUnavailable):  # when it is back this wakes again
-                        if (answer := await look(ticket.tenant, ticket.function, ticket.invocation)) is not None:
+                        if (answer := await look(*key)) is not None:
                             return answer
-                    await woken.wait()
+                    if ending:  # before it was looked for: its end is stored before it is let go
+                        return None
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(STOPPING_S if self._asking.stopping else None):
+                            await woken.wait()
                     woken.clear()
                     look = self._asking.outcome_heard
         return None

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import nats
 import pytest
 from keyed import KEY, began, functions_in, payload, runs, same
@@ -136,3 +137,58 @@ async def nats_client(url: str) -> AsyncIterator[Client]:
         yield client
     finally:
         await client.close()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("way", ["bus", "http"])
+async def test_a_node_that_stops_answers_what_it_runs_to_its_end(tmp_path: Path, way: str) -> None:
+    """As it does for calls without a key: whoever waits gets the outcome, and need not ask again."""
+    functions, folder = functions_in(tmp_path), tmp_path / "runs"
+    folder.mkdir()
+    async with EmbeddedServer.open(BusConfig(), state=tmp_path / "bus", host="127.0.0.1", port=0, token=secrets.token_hex(8)) as server:
+        options = ("--nats", server.url, "--environments", "current")
+        async with running(functions, tmp_path / "node", *options, environ=SHORT_LEASE) as node, nats_client(server.url) as client:
+            asked: asyncio.Task[bytes]
+            if way == "bus":
+                asked = asyncio.create_task(answered(client, payload(folder)))
+            else:
+                asked = asyncio.create_task(posted(node, payload(folder)))
+            await began(folder)
+            node.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(8):
+                while b"draining" not in (tmp_path / "node" / "node.log").read_bytes():
+                    await client.flush()
+            (tmp_path / "go").touch()
+
+            assert await asked == b'"went"'
+    assert runs(folder) == 1
+
+
+async def answered(client: Client, body: bytes) -> bytes:
+    return (await client.request("faas.invoke.default.waits", body, timeout=30, headers={KEY: "stops"})).data
+
+
+async def posted(node: Node, body: bytes) -> bytes:
+    url = f"{node.info['http']}/invoke/default/waits"
+    async with aiohttp.ClientSession() as http, http.post(url, data=body, headers={"Idempotency-Key": "stops"}) as answer:
+        return await answer.read()
+
+
+@pytest.mark.timeout(60)
+async def test_a_key_that_two_nodes_get_at_once_runs_on_one_of_them(tmp_path: Path) -> None:
+    """A proxy before several nodes sends a repetition to whichever is next."""
+    functions, folder = functions_in(tmp_path), tmp_path / "runs"
+    folder.mkdir()
+    async with EmbeddedServer.open(BusConfig(), state=tmp_path / "bus", host="127.0.0.1", port=0, token=secrets.token_hex(8)) as server:
+        options = ("--nats", server.url, "--environments", "current")
+        async with (
+            running(functions, tmp_path / "one", *options, environ=SHORT_LEASE) as one,
+            running(functions, tmp_path / "other", *options, environ=SHORT_LEASE) as other,
+        ):
+            asked = [asyncio.create_task(posted(node, payload(folder))) for node in (one, other) * 8]
+            await began(folder)
+            (tmp_path / "go").touch()
+            answers = await asyncio.gather(*asked)
+
+    assert set(answers) == {b'"went"'}
+    assert runs(folder) == 1
