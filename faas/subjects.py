@@ -116,8 +116,8 @@ def problem_with(subject: str) -> str | None:
             return "a wildcard stands alone in its token, and > only at the end, like images.*.uploaded or images.>"
     if tokens[0] in ("*", ">"):
         return "the first token may not be a wildcard: it would cover the runtime's own subjects"
-    if tokens[0] == "faas" or tokens[0].startswith("$") or tokens[0].startswith("_INBOX"):
-        return "subjects that begin with faas, $ or _INBOX belong to the runtime and to NATS"
+    if tokens[0] == "faas" or tokens[0].startswith("$") or tokens[0].startswith("_INBOX") or tokens[0] == "_R_":
+        return "subjects that begin with faas, $, _INBOX or _R_ belong to the runtime and to NATS"
     return None
 
 
@@ -137,8 +137,8 @@ def problem_with_reply(subject: str) -> str:
 
 
 def is_inbox(subject: str) -> bool:
-    """Whether it is one of the subjects that clients make up for answers: _INBOX, or that and who they are."""
-    return subject.startswith("_INBOX")
+    """Whether it is one of the subjects made up for answers: _INBOX, or that and whose, by clients; _R_, by a server for who asks from another account."""
+    return subject.startswith(("_INBOX", "_R_."))
 
 
 def contains(wide: str, narrow: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,12 +69,19 @@ def nats_config(
 
 def _check(tenants: Sequence[TenantConfig], config: Path) -> None:
     """Raises ConfigInvalid for a tenant whose subjects nobody has written down: no permission can say "all but $* and faas.*"."""
+    from faas.subjects import overlaps, reduce_by_containment
+
     for n, tenant in enumerate(tenants):
         for key, given in (("subscribe", tenant.subscribe), ("publish", tenant.publish)):
             if given is None:
                 raise ConfigInvalid(
                     f"{config.name}: tenant[{n}].{key}: is missing, and a permission has to name its subjects; "
                     f'write {key} = ["images.>"], or {key} = [] where {tenant.name} needs none'
+                )
+            if clash := next((pair for pair in combinations(reduce_by_containment(list(given)), 2) if overlaps(*pair)), None):
+                raise ConfigInvalid(
+                    f"{config.name}: tenant[{n}].{key}: {clash[0]} and {clash[1]} share subjects, which would come twice; write one that holds both, "
+                    "or two that share none"
                 )
     if "default" not in {tenant.name for tenant in tenants}:
         raise ConfigInvalid(
@@ -85,6 +93,7 @@ def _check(tenants: Sequence[TenantConfig], config: Path) -> None:
 def _described(user: User, seed_file: str) -> dict[str, object]:
     return {
         "user": user.name,
+        "account": user.account,
         "nkey": user.nkey,
         "replaced": user.replaced,
         "seed_file": "" if user.replaced else seed_file,

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from faas.config import TenantConfig
 from faas.errors import ConfigInvalid
-from faas.security.permissions import User, node_rights, operator_rights, rendered, tenant_rights
+from faas.security.permissions import PLATFORM, User, account_of, node_rights, operator_rights, rendered, tenant_rights
 from faas.seeds import new_seed, public_key, read_seed, write_seed
 from faas.subjects import node_inbox
 
@@ -114,15 +114,15 @@ def users_of(keys: Iterable[Key], tenants: Iterable[TenantConfig], streams: Iter
     listed = {f"{TENANT}-{tenant.name}": tenant for tenant in tenants}
     callers = [f"_INBOX_{nkey}" for user, nkey, _ in held if not _is_node(user)]
     for user, nkey, replaced in held:
-        inbox = f"_INBOX_{nkey}"
+        inbox, account = f"_INBOX_{nkey}", PLATFORM
         if _is_node(user):
             name = user.removeprefix(NODE).removeprefix("-")
             inbox, rights = node_inbox(name or "NAME"), node_rights(listed.values(), streams=streams, inboxes=callers, node=name)
         elif user == OPERATOR:
             rights = operator_rights(listed.values(), inbox=inbox)
         else:
-            rights = tenant_rights(listed[user], inbox=inbox)
-        yield User(name=user, nkey=nkey, inbox=inbox, rights=rights, replaced=replaced)
+            rights, account = tenant_rights(listed[user], inbox=inbox), account_of(listed[user].name)
+        yield User(name=user, account=account, nkey=nkey, inbox=inbox, rights=rights, replaced=replaced)
 
 
 def _is_node(user: str) -> bool:

@@ -2,12 +2,16 @@
 
 A list here is what its users really do and nothing beyond: a node that does something new needs its line, which the suite finds, since it runs
 under these lists. No tenant gets `$JS.API.>`, no one `_INBOX.>` to listen on.
+
+Permissions bound what a user publishes, and not where it asks for the answer: JetStream answers with the server's own rights, into the registry or
+another's outcomes where a reply subject says so. So each tenant has an account of its own, into which its rights are imported, and there its
+answers stay.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 
@@ -40,6 +44,10 @@ WRITTEN = (
     "node",
 )
 """Of `faas.<kind>.>`: where a node publishes. `faas.due` is not among them: only schedules of its own fire there."""
+ANSWERED = "_R_.>"
+"""Where a node answers whoever asks from another account; the server makes these subjects up, and lets no client name one."""
+PLATFORM = "FAAS"
+"""The account of nodes and operators, where the streams are. That of a tenant is this, - and its name."""
 HEARD = ("attempt", "cancel", "chunk", "dead", "invoke", "log", "outcome")
 """Of these what it listens to: requests, and what its HTTP door tells its callers."""
 
@@ -52,9 +60,10 @@ class Rights(Struct, frozen=True, kw_only=True):
 
 
 class User(Struct, frozen=True, kw_only=True):
-    """One user as the server knows it: by a public key. `replaced` is a key that holds until its rotation ends."""
+    """One user as the server knows it: by a public key, in an account. `replaced` is a key that holds until its rotation ends."""
 
     name: str
+    account: str
     nkey: str
     inbox: str
     rights: Rights
@@ -74,7 +83,7 @@ def node_rights(tenants: Iterable[TenantConfig], *, streams: Iterable[str] = (),
     publish += [f"$JS.API.STREAM.PURGE.{stream}" for stream in PURGED]
     publish += [f"$JS.API.STREAM.MSG.DELETE.{SCHEDULES}"]
     publish += [f"$KV.{bucket}.>" for bucket in BUCKETS] + [f"$O.{bucket}.>" for bucket in OBJECTS]
-    publish += ["_INBOX.>", f"{node_inbox('>')}", *(f"{inbox}.>" for inbox in inboxes)]
+    publish += ["_INBOX.>", ANSWERED, f"{node_inbox('>')}", *(f"{inbox}.>" for inbox in inboxes)]
     publish += [subject for tenant in listed for subject in tenant.publish or ()]
     subscribe = [f"faas.{kind}.>" for kind in HEARD]
     subscribe += [subjects.JANITOR, "faas.node.any.>", f"faas.node.{name}.>", "$JS.EVENT.ADVISORY.STREAM.DELETED.>"]
@@ -132,18 +141,57 @@ def _rights(publish: list[str], subscribe: list[str]) -> Rights:
     )
 
 
+def account_of(tenant: str) -> str:
+    """The account of a tenant's users."""
+    return f"{PLATFORM}-{tenant}"
+
+
 def rendered(users: Iterable[User]) -> str:
-    """The users as a file that a configuration of nats-server includes at its top level."""
+    """The accounts and their users as a file that a configuration of nats-server includes at its top level."""
+    accounts: dict[str, list[User]] = {PLATFORM: []}
+    for user in users:
+        accounts.setdefault(user.account, []).append(user)
     lines = [
         "# Written by `faas nats-config`, which writes it anew: change faas.toml, and type that again.",
         "# In the configuration of nats-server: include ./faas-users.conf",
-        "authorization {",
-        "  users: [",
+        "accounts {",
     ]
-    for user in users:
-        lines += [f"    # {user.name}{', its key before' if user.replaced else ''}; its inboxes begin with {user.inbox}"]
-        lines += [f"    {{ nkey: {user.nkey}, permissions: {{"]
-        for verb, allowed in (("publish", user.rights.publish), ("subscribe", user.rights.subscribe)):
-            lines += [f"      {verb}: {{ allow: [", *(f"        {json.dumps(subject)}" for subject in allowed), "      ] }"]
-        lines += ["    } }"]
-    return "\n".join([*lines, "  ]", "}", ""])
+    for account, members in accounts.items():
+        lines += [f"  {json.dumps(account)}: {{", *(["    jetstream: enabled"] if account == PLATFORM else [])]
+        lines += ["    users: [", *(line for user in members for line in _user(user)), "    ]"]
+        lines += _exports(accounts) if account == PLATFORM else _imports(members)
+        lines += ["  }"]
+    return "\n".join([*lines, "}", ""])
+
+
+def _user(user: User) -> Iterator[str]:
+    yield f"      # {user.name}{', its key before' if user.replaced else ''}; its inboxes begin with {user.inbox}"
+    yield f"      {{ nkey: {user.nkey}, permissions: {{"
+    for verb, allowed in (("publish", user.rights.publish), ("subscribe", user.rights.subscribe)):
+        yield from (f"        {verb}: {{ allow: [", *(f"          {json.dumps(subject)}" for subject in allowed), "        ] }")
+    yield "      } }"
+
+
+def _shared(members: Iterable[User]) -> Iterator[tuple[str, str]]:
+    """(kind, subject) of what an account has of the platform's: as services what its users publish, as streams what they hear."""
+    rights = [user.rights for user in members]
+    yield from (("service", subject) for subject in subjects.reduce_by_containment([one for had in rights for one in had.publish]))
+    yield from (("stream", subject) for subject in subjects.reduce_by_containment([one for had in rights for one in had.subscribe]))
+
+
+def _exports(accounts: Mapping[str, list[User]]) -> Iterator[str]:
+    to: dict[tuple[str, str], list[str]] = {}
+    for account, members in accounts.items():
+        for shared in _shared(members) if account != PLATFORM else ():
+            to.setdefault(shared, []).append(account)
+    yield "    exports: ["
+    for (kind, subject), importers in to.items():
+        yield f"      {{ {kind}: {json.dumps(subject)}, accounts: {json.dumps(importers)} }}"
+    yield "    ]"
+
+
+def _imports(members: Iterable[User]) -> Iterator[str]:
+    yield "    imports: ["
+    for kind, subject in _shared(members):
+        yield f"      {{ {kind}: {{ account: {PLATFORM}, subject: {json.dumps(subject)} }} }}"
+    yield "    ]"

@@ -202,5 +202,5 @@ def _check_subject(subject: str) -> None:
     tokens = subject.split(".")
     if len(subject) > 255 or not all(tokens) or not subject.isprintable() or any(ch in subject for ch in "*> "):
         raise ValueError(f"ctx.publish: {subject[:80]!r} is no subject; write tokens joined by dots, without wildcards")
-    if tokens[0] == "faas" or subject.startswith(("$", "_INBOX")):
+    if tokens[0] == "faas" or subject.startswith(("$", "_INBOX", "_R_.")):
         raise ValueError(f"ctx.publish: {subject[:80]!r} belongs to the runtime or to NATS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -13,7 +14,7 @@ from rivals import QUIET, Two, refused, two_tenants
 
 import faas
 import faas.errors
-from faas.identity import keyed_invocation_id
+from faas.identity import invocation_id, keyed_invocation_id
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -97,6 +98,32 @@ async def test_a_request_of_a_tenant_borrows_no_right_of_the_node_by_its_reply_s
 
     assert end(answer) == ("succeeded", "")
     assert wrong == []
+
+
+async def test_no_answer_of_the_server_itself_goes_where_a_tenant_may_not_publish(two: Two) -> None:
+    """JetStream answers with rights of its own wherever a reply subject says: into the registry, where it would be a version that nobody deployed."""
+    beyond = ("rival.in.x", f"faas.outcome.rival.prints.{'a' * 26}", "faas.due.rival.prints", "$KV.FAAS_REGISTRY.rival.prints")
+    event, head_of_it = b"acme.ok", {"ce-specversion": "1.0", "ce-id": "own", "ce-source": "/acme", "ce-type": "t"}
+    stored = f"faas.outcome.acme.publishes.{invocation_id('acme', 'publishes', source='/acme', event_id='own')}"
+    heard = len(two.heard)
+    async with two.server.user("tenant-acme") as (client, said):
+        outcome: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+
+        async def ended(message: Msg) -> None:
+            outcome.set_result(message)
+
+        await client.subscribe(stored, cb=ended)
+        await client.request("faas.submit.acme.publishes", event, headers=head_of_it, timeout=8)
+        await asyncio.wait_for(outcome, 20)
+        for reply in beyond:
+            await client.publish("faas.submit.acme.publishes", event, headers=head_of_it, reply=reply)
+            await client.publish(f"$JS.API.DIRECT.GET.FAAS_OUTCOMES.{stored}", reply=reply)
+        acknowledged = await client.request("faas.submit.acme.publishes", event, headers=head_of_it, timeout=8)
+        assert said == []
+    await two.node.client.flush()
+
+    assert b"FAAS_EVENTS" in acknowledged.data
+    assert [message.subject for message in two.heard[heard:] if message.subject in beyond] == []
 
 
 @pytest.mark.parametrize(

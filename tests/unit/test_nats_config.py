@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
@@ -115,6 +116,19 @@ def test_no_name_of_a_tenant_reaches_anothers_subjects(name: str, other: str) ->
         assert not any(overlaps(allowed, f"faas.*.{other}.>") for allowed in (*rights.publish, *rights.subscribe))
 
 
+def test_each_tenant_has_an_account_into_which_its_own_rights_come(tmp_path: Path) -> None:
+    """What the server itself answers stays in the account of who asked: permissions alone do not bound a reply subject."""
+    accounts = re.split(r"^  \"(FAAS[^\"]*)\": \{$", (configured(tmp_path) / "faas-users.conf").read_text(), flags=re.MULTILINE)
+    found = dict(zip(accounts[1::2], accounts[2::2], strict=True))
+
+    assert set(found) == {"FAAS", "FAAS-default", "FAAS-acme"}
+    assert public(tmp_path / "nats", "tenant-acme") in found["FAAS-acme"]
+    assert public(tmp_path / "nats", "node") in found["FAAS"]
+    assert '{ service: "faas.submit.acme.>", accounts: ["FAAS-acme"] }' in found["FAAS"]
+    assert '{ stream: { account: FAAS, subject: "images.>" } }' in found["FAAS-acme"]
+    assert "acme" not in found["FAAS-default"]
+
+
 # ---------------------------------------------------------------- keys
 
 
@@ -204,6 +218,10 @@ def test_a_name_that_was_written_by_hand_becomes_no_path(tmp_path: Path) -> None
     [
         ('[[tenant]]\nname = "default"\npublish = []\n', "tenant[0].subscribe: is missing, and a permission has to name its subjects"),
         ('[[tenant]]\nname = "acme"\nsubscribe = []\npublish = []\n', "default is not listed, and exists all the same"),
+        (
+            '[[tenant]]\nname = "default"\nsubscribe = []\npublish = ["a.*.c", "a.b.*"]\n',
+            "tenant[0].publish: a.*.c and a.b.* share subjects, which would come twice",
+        ),
     ],
 )
 def test_a_tenant_without_lists_gets_no_permissions_by_guess(tmp_path: Path, text: str, said: str) -> None:

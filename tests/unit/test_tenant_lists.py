@@ -77,6 +77,7 @@ def test_without_any_list_every_tenant_exists(tmp_path: Path) -> None:
 def test_an_inbox_may_be_answered_and_another_tenants_subject_may_not() -> None:
     """Who can name an inbox was told it by its listener; a subject of others is known to everybody."""
     assert LISTED.not_answered("acme", "_INBOX.abc.1") == ""
+    assert LISTED.not_answered("acme", "_R_.abc.1") == ""  # as the server calls the inbox of who asks from another account
     assert LISTED.not_answered("acme", "acme.replies") == ""
     assert "may publish to acme.> alone" in LISTED.not_answered("acme", "images.small")
     assert LISTED.not_answered("default", "images.small") == ""
