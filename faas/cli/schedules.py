@@ -73,22 +73,33 @@ def _as_json(row: _Row) -> dict[str, object]:
     return {
         "tenant": tenant, "function": function, "number": number, "schedule": row.trigger.schedule,
         "timezone": row.trigger.timezone or "UTC", "armed": row.armed,
-        "next": [datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z") for at in row.next],
+        "next": [_in_utc(at) for at in row.next],
     }  # fmt: skip
+
+
+def _in_utc(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _as_shown(row: _Row) -> list[str]:
+    """The next times by the clocks of its time zone; in UTC where this machine does not know that."""
+    from faas.cron import cron
+
+    try:
+        return [cron(row.trigger.schedule, row.trigger.timezone).local(at) for at in row.next] or ["unknown"]
+    except ValueError:
+        return [_in_utc(at) for at in row.next] or ["unknown"]
 
 
 def _print_table(rows: list[_Row], now: float) -> None:
     from rich.table import Table
 
-    from faas.cron import cron
-
     table = Table(box=None, pad_edge=False)
     for heading in ("function", "tenant", "schedule", "timezone", "next", "in", "then"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
-        first, *later = row.next or [0.0]
-        shown = [cron(row.trigger.schedule, row.trigger.timezone).local(at) for at in (first, *later)] if row.next else ["unknown"]
-        wait = format_duration(max(0.0, round(first - now))) if row.armed else "not armed"
+        shown = _as_shown(row)
+        wait = format_duration(max(0.0, round(row.next[0] - now))) if row.armed else "not armed"
         table.add_row(
             row.slot.function, row.slot.tenant, row.trigger.schedule, row.trigger.timezone or "UTC", shown[0], wait, ", ".join(shown[1:])
         )
