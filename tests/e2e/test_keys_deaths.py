@@ -175,6 +175,37 @@ async def posted(node: Node, body: bytes) -> bytes:
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.parametrize("when", ["while it runs", "before it is sent again"])
+async def test_a_server_that_is_killed_costs_a_key_nothing(tmp_path: Path, when: str) -> None:
+    """Claim, event and outcome are on its disk before anybody is told of them; whoever waits over HTTP is answered all the same."""
+    functions, folder = functions_in(tmp_path), tmp_path / "runs"
+    folder.mkdir()
+    async with running(functions, tmp_path / "node", environ=SHORT_LEASE) as node:
+        asked = asyncio.create_task(posted(node, payload(folder)))
+        await began(folder)
+        if when == "while it runs":
+            kill_server(node)
+            (tmp_path / "go").touch()
+            first = await asked
+        else:
+            (tmp_path / "go").touch()
+            first = await asked
+            kill_server(node)
+        async with asyncio.timeout(20):
+            while (again := await posted(node, payload(folder))) != first:
+                assert b"bus_unavailable" in again or b"not_ready" in again, again
+
+    assert first == b'"went"'
+    assert runs(folder) == 1
+
+
+def kill_server(node: Node) -> None:
+    children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children").read_text().split()
+    (pid,) = [int(pid) for pid in children if "nats-server" in Path(f"/proc/{pid}/comm").read_text()]
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(60)
 async def test_a_key_that_two_nodes_get_at_once_runs_on_one_of_them(tmp_path: Path) -> None:
     """A proxy before several nodes sends a repetition to whichever is next."""
     functions, folder = functions_in(tmp_path), tmp_path / "runs"
