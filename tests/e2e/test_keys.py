@@ -287,3 +287,25 @@ async def test_the_command_line_repeats_a_call_by_its_key(node: Node, folder: Pa
     assert first[0] == second[0] == 0, first[2]
     assert first[1] == second[1]
     assert runs(folder) == 1
+
+
+async def test_the_command_line_hands_in_once_what_has_a_key(node: Node, folder: Path) -> None:
+    """Of a stored event the key is its id."""
+    arguments = ["invoke", "counts", payload(folder).decode(), "--async", "--idempotency-key", "handed", "--nats", node.info["nats"]]
+    first = await command(*arguments)
+    second = await command(*arguments)
+    invocation = first[1].strip()
+    await node.records("counts", invocation)
+
+    assert first[0] == second[0] == 0, first[2]
+    assert second[1].strip() == invocation
+    assert runs(folder) == 1
+
+
+@pytest.mark.parametrize("more", [["--stream"], ["--async", "--id", "x"]])
+async def test_the_command_line_refuses_a_key_beside_what_excludes_it(node: Node, more: list[str]) -> None:
+    """Rather than taking one of the two and leaving out the other."""
+    code, _, said = await command("invoke", "counts", "{}", "--idempotency-key", "k", *more, "--nats", node.info["nats"])
+
+    assert code == 2
+    assert "--idempotency-key goes with neither" in said
