@@ -30,6 +30,7 @@ NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 NOT_YET: Mapping[str, tuple[str, ...]] = {
     "": ("policy",),
     "pool": ("base_image",),
+    "tenant": ("policy",),
 }
 """Sections and keys of the contract whose effect is not built; refused, so that nobody relies on them."""
 
@@ -213,9 +214,11 @@ def _scalar(text: str) -> object:
 def _refuse_not_yet(table: Mapping[str, object]) -> None:
     for section, keys in NOT_YET.items():
         inside = table if not section else table.get(section, {})
-        for key in keys:
-            if isinstance(inside, Mapping) and key in inside:
-                raise KeyInvalid(f"{section}.{key}".lstrip("."), "not supported yet; remove it")
+        for index, part in enumerate(inside if isinstance(inside, list) else [inside]):
+            where = f"{section}[{index}]" if isinstance(inside, list) else section
+            for key in keys:
+                if isinstance(part, Mapping) and key in part:
+                    raise KeyInvalid(f"{where}.{key}".lstrip("."), "not supported yet; remove it")
 
 
 def _check_ranges(parsed: FileConfig) -> None:

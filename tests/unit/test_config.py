@@ -89,6 +89,7 @@ def test_an_environment_variable_wins_over_the_file(tmp_path: Path) -> None:
         ('[[tenant]]\nname = "a"\n[[tenant.token]]\nsha256 = "x"', ("tenant[0].token[0].sha256", "faas token new a")),
         (f'[[tenant]]\nname = "a"\n[[tenant.token]]\nsha256 = "{"0" * 64}"\nscopes = ["write"]', ("scopes", "write")),
         ('[[policy]]\nname = "a"', ("policy", "not supported yet")),
+        ('[[tenant]]\nname = "a"\n[[tenant]]\nname = "b"\npolicy = "a"', ("tenant[1].policy", "not supported yet")),
         ("[secrets]\n", ("secrets.folder", "is missing")),
         ('[secrets]\nprovider = "environment"\nfolder = "x"', ("secrets.folder", "no effect")),
         ('[secrets]\nprovider = "vault"', ("secrets.provider", "environment")),
