@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ STREAM_FULL = 10077
 """JetStream's number where a bound of a stream is reached and it refuses what is new."""
 PAUSE_S = 0.1
 """Between two tries where a node that stops has answered 503."""
+
+
+_DENIED = re.compile(r"permissions violation for publish to \"(.*)\"", re.IGNORECASE)
+
+
+class Denied(BusUnavailable):
+    """The bus knows this user, and does not let it ask that."""
+
+    code = "denied"
 
 
 class _NodeFile(Struct, frozen=True):
@@ -56,6 +66,7 @@ class Connection:
     def __init__(self, client: NatsClient) -> None:
         self.nats = client
         self.waiting: set[asyncio.Queue[Any]] = set()
+        self._asking: dict[asyncio.Timeout, str] = {}  # the bus itself, what
 
     def note_reconnect(self) -> None:
         """Wake whoever waits for something that may have come meanwhile."""
@@ -66,13 +77,35 @@ class Connection:
         """One request. Raises TimeoutError, NoRespondersError, MessageTooLarge, and BusUnavailable for everything else that the connection says."""
         check_size(subject, body, head, limit_bytes=self.nats.max_payload)
         try:
-            return await self.nats.request(subject, body, timeout=wait_s, headers=dict(head) or None)
+            asking = self.nats.request(subject, body, timeout=wait_s, headers=dict(head) or None)
+            return await (self._unless_denied(subject, asking) if subject.startswith("$") else asking)
         except nats.errors.NoRespondersError:
             raise
         except nats.errors.TimeoutError as error:
             raise TimeoutError from error
         except nats.errors.Error as error:
             raise BusUnavailable(f"the connection to the bus failed: {error}") from error
+
+    async def _unless_denied(self, subject: str, asking: Coroutine[None, None, Msg]) -> Msg:
+        """An answer of the bus itself. It says nothing to whoever may not ask, but an error of the whole connection, which ends the waiting."""
+        scope = asyncio.timeout(None)
+        self._asking[scope] = subject
+        try:
+            async with scope:
+                return await asking
+        except TimeoutError:
+            if scope.expired():
+                raise Denied(f"{subject} is not for this user of the bus to ask") from None
+            raise
+        finally:
+            del self._asking[scope]
+
+    def note_error(self, said: str) -> None:
+        """Give up what the server says that this user may not ask."""
+        if (denied := _DENIED.search(said)) is not None:
+            for scope, subject in self._asking.items():
+                if subject == denied[1]:
+                    scope.reschedule(0)
 
     async def store(self, subject: str, body: bytes, headers: Mapping[str, str]) -> tuple[str, bool]:
         """(the stream that has it, whether it had it before). Raises NoSuchFunction where none takes the subject, BusUnavailable."""
@@ -141,6 +174,7 @@ async def open_connection(url: str | None, *, state: Path, nkey: Path | None = N
     async def note(error: Exception) -> None:
         """Total, as nats-py wants it. Once connected, errors come back from the calls that they concern."""
         said[:] = [str(error) or type(error).__name__]
+        connection.note_error(said[0])
 
     async def note_reconnect() -> None:
         connection.note_reconnect()

@@ -10,7 +10,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from faas import subjects
-from faas.calling.connection import CONNECT_S, Connection
+from faas.calling.connection import CONNECT_S, Connection, Denied
 from faas.calling.payloads import fetched
 from faas.envelope import Reply, Ticket
 from faas.errors import BusUnavailable
@@ -49,8 +49,10 @@ async def listening(connection: Connection, tickets: Iterable[Ticket]) -> AsyncI
             subscriptions.append(await connection.nats.subscribe(ticket.outcome_subject, cb=take))
             subscriptions.append(await connection.nats.subscribe(subjects.dead(ticket.tenant, ticket.function), cb=take_letter))
         if subscriptions:
-            with suppress(nats.errors.Error):  # lost in this moment: what comes is looked up when it is back
-                await connection.nats.jetstream().account_info()  # a fence: an answer of the server comes after its subscriptions
+            with suppress(nats.errors.Error, TimeoutError, BusUnavailable):  # lost in this moment: what comes is looked up when it is back
+                await connection.ask(
+                    "$JS.API.INFO", b"", {}, wait_s=CONNECT_S
+                )  # a fence: an answer of the server comes after its subscriptions
         yield queue
     finally:
         connection.waiting.discard(queue)
@@ -80,9 +82,11 @@ async def outcomes_of(connection: Connection, tickets: list[Ticket], heard: Hear
 
 
 async def _stored_if_there(connection: Connection, ticket: Ticket) -> Reply | None:
-    """What is stored; None too while the connection is away, after which it is looked up again."""
+    """What is stored; None too while the connection is away, after which it is looked up again, and for a user who only hears outcomes."""
     try:
         return await stored(connection, ticket)
+    except Denied:
+        return None
     except (TimeoutError, BusUnavailable):
         if connection.nats.is_connected:
             raise

@@ -96,10 +96,13 @@ def node_rights(tenants: Iterable[TenantConfig], *, streams: Iterable[str] = (),
 
 
 def tenant_rights(tenant: TenantConfig, *, inbox: str) -> Rights:
-    """Of the programs of a tenant: its functions by name, its own lists, and what is told of it. Reads nothing that is stored but its own outcomes."""
+    """Of the programs of a tenant: its functions by name, its own lists, and what is told of it.
+
+    Nothing that is stored, by direct gets neither: the server sends what it reads to any reply subject, so a result of its own would go where it may not.
+    """
     name = tenant.name
     publish = [f"faas.{kind}.{name}.>" for kind in ("submit", "invoke", "cancel")]
-    publish += [f"$JS.API.DIRECT.GET.{OUTCOMES}.faas.outcome.{name}.>", *(tenant.publish or ())]
+    publish += tenant.publish or ()
     subscribe = [f"faas.{kind}.{name}.>" for kind in ("outcome", "log", "usage", "dead", "chunk")]
     subscribe += [f"{inbox}.>", *(tenant.subscribe or ())]
     return _rights(publish, subscribe)
