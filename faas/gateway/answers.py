@@ -108,6 +108,9 @@ class Answering:
             status=answer.status, headers={"Content-Type": "application/octet-stream", "Server": SERVER, **headers}
         )
         response.content_length = info.size
+        if request.method == "HEAD":  # aiohttp keeps the body of a whole response back, and not what is written
+            await response.prepare(request)
+            return response
         async with self._sending, aclosing(self._objects.read(info)) as parts:
             held: list[bytes] = []
             async for chunks in parts:

@@ -184,6 +184,18 @@ def _peak_kb(door: Doors) -> int:
     return int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{door.node.process.pid}/status").read_text())[0])
 
 
+async def test_who_asks_for_the_head_of_a_large_result_gets_the_head_alone(door: Doors) -> None:
+    """Whatever follows it on the connection is read as the next answer: a proxy would give a function's bytes to another client as that."""
+    _, headers, _ = await door.post("/invoke/default/back", os.urandom(3_000_000), Content_Type=BINARY, Prefer="wait=9")
+    asked = f"HEAD /invocations/{headers['faas-invocation']} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {BINARY}\r\n\r\n"
+    said = await raw(door, asked.encode(), b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+    first, second, body = said.split(b"\r\n\r\n")
+
+    assert b"Content-Length: 3000000\r\n" in first
+    assert second.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert body == b'{"status":"ok"}'
+
+
 async def test_nothing_of_an_upload_is_left_behind(door: Doors) -> None:
     """Files of uploads have no names: a crash leaves none either."""
     await door.post("/invoke/default/back", b"x" * 3_000_000, Content_Type=BINARY)
