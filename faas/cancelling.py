@@ -177,8 +177,10 @@ class Cancelling:
         """Whether a node holds it, or its event waits in a stream. Raises BusUnavailable."""
         if self._unended.holds(invocation) is not None or await self._held_elsewhere(invocation) is not None:
             return True
-        served = self.functions((tenant, function))
-        return served is not None and bool(await self._waits(served.spec, invocation))
+        if (served := self.functions((tenant, function))) is None:
+            return False
+        async with self._looking:
+            return bool(await self._waits(served.spec, invocation))
 
     async def _held_elsewhere(self, invocation: str) -> Held | None:
         """What another node says that holds it."""
