@@ -96,11 +96,18 @@ def _bounded(invocation: Invocation, tenants: Tenants) -> Invocation | EventInva
     if control.chunk_to.startswith(subjects.CHUNKS):
         if control.chunk_to != subjects.chunk(spec.tenant, spec.name, invocation.id):
             return EventInvalid(f"Faas-Chunk-To {control.chunk_to[:80]!r} belongs to another invocation than {invocation.id}")
-    elif control.chunk_to and (problem := tenants.not_answered(spec.tenant, control.chunk_to)):
+    elif problem := _problem_with_named(control.chunk_to, spec.tenant, tenants):
         return EventInvalid(f"Faas-Chunk-To {control.chunk_to[:80]!r}: {problem}")
-    if control.reply_to and (problem := tenants.not_answered(spec.tenant, control.reply_to)):
+    if problem := _problem_with_named(control.reply_to, spec.tenant, tenants):
         return EventInvalid(f"Faas-Reply-To {control.reply_to[:80]!r}: {problem}")
     return invocation
+
+
+def _problem_with_named(subject: str, tenant: str, tenants: Tenants) -> str:
+    """Why nothing may be said here, where an event names it."""
+    if subjects.waits_at_node(subject):
+        return "it is an inbox of a node, which waits there for the bus"
+    return tenants.not_answered(tenant, subject) if subject else ""
 
 
 def without_event(function: FunctionVersion) -> Invocation:

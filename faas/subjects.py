@@ -121,9 +121,19 @@ def problem_with(subject: str) -> str | None:
     return None
 
 
+NODE_INBOXES = "_INBOX_faas_node."
+ITEMS = ".items"
+"""What an inbox of a node ends with that takes the items of a call."""
+
+
 def node_inbox(node: str) -> str:
     """What the inboxes of a node begin with; no tenant and no key has a name like it."""
-    return f"_INBOX_faas_node.{node}"
+    return f"{NODE_INBOXES}{node}"
+
+
+def waits_at_node(subject: str) -> bool:
+    """Whether a node waits there for what the bus answers it. Whoever hears what nodes store knows these subjects; no event may name one."""
+    return subject.startswith(NODE_INBOXES) and not subject.endswith(ITEMS)
 
 
 def problem_with_reply(subject: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -50,9 +51,10 @@ class Streams:
 
     async def call(self, request: web.BaseRequest, asked: Asked) -> web.StreamResponse:
         """Invoke, and stream what is said until the answer; what ends before it begins is answered as without a stream. Raises Refusal, BusUnavailable."""
-        inbox, heard = self._bus.new_inbox(), Heard(partial(_cut, request), self._tapes.room)
+        # With a word of its own: how the inboxes of a node begin and count is known to who hears what it stores.
+        inbox, heard = f"{self._bus.new_inbox()}.{secrets.token_hex(8)}", Heard(partial(_cut, request), self._tapes.room)
         reply_to = f"{inbox}.answer"
-        head = encode_head({**asked.head, "Faas-Chunk-To": f"{inbox}.items"}.items())
+        head = encode_head({**asked.head, "Faas-Chunk-To": f"{inbox}{subjects.ITEMS}"}.items())
         subject = subjects.invoke(asked.tenant, asked.function)
         async with AsyncExitStack() as stack, Events.to(request) as events:
             stack.callback(heard.close)

@@ -157,6 +157,28 @@ async def test_an_event_is_not_kept_out_by_a_tenant_that_used_its_message_id_fir
     assert first == again == (200, json.dumps(QUIET[:3]).encode())
 
 
+@pytest.mark.parametrize("header", ["Faas-Reply-To", "Faas-Chunk-To"])
+async def test_an_event_has_a_node_say_nothing_to_itself(two: Two, header: str) -> None:
+    """A node stores an outcome like any publisher, with its inbox as reply: whoever hears that knows where it waits for the bus's own answers."""
+    learned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    async with two.server.user("tenant-acme") as (client, _):
+
+        async def stored(message: Msg) -> None:
+            if not learned.done():
+                learned.set_result(message.reply)
+
+        await client.subscribe("faas.outcome.acme.publishes.*", cb=stored)
+        await client.request("faas.submit.acme.publishes", b"acme.ok", timeout=8)
+        inbox = await asyncio.wait_for(learned, 20)
+        heard = len(two.heard)
+        answer = await client.request("faas.invoke.acme.publishes", b"acme.ok", headers={header: inbox}, timeout=8)
+    await two.node.client.flush()
+
+    assert inbox.startswith("_INBOX_faas_node.")
+    assert end(answer) == ("rejected", "event_invalid")
+    assert [message for message in two.heard[heard:] if message.subject == inbox and message.headers] == []  # the bus's own answer has none
+
+
 # ---------------------------------------------------------------- who may do all that
 
 
