@@ -98,11 +98,11 @@ def node_rights(tenants: Iterable[TenantConfig], *, streams: Iterable[str] = (),
 def tenant_rights(tenant: TenantConfig, *, inbox: str) -> Rights:
     """Of the programs of a tenant: its functions by name, its own lists, and what is told of it.
 
-    Nothing that is stored, by direct gets neither: the server sends what it reads to any reply subject, so a result of its own would go where it may not.
+    Of what is stored its own outcomes alone, one by one. In an account of its own: the server sends what it reads to any reply subject.
     """
     name = tenant.name
     publish = [f"faas.{kind}.{name}.>" for kind in ("submit", "invoke", "cancel")]
-    publish += tenant.publish or ()
+    publish += [f"$JS.API.DIRECT.GET.{OUTCOMES}.faas.outcome.{name}.>", *(tenant.publish or ())]
     subscribe = [f"faas.{kind}.{name}.>" for kind in ("outcome", "log", "usage", "dead", "chunk")]
     subscribe += [f"{inbox}.>", *(tenant.subscribe or ())]
     return _rights(publish, subscribe)

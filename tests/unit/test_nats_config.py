@@ -49,7 +49,7 @@ def public(folder: Path, user: str) -> str:
 
 @pytest.mark.parametrize(
     "subject",
-    ["$JS.API.STREAM.DELETE.FAAS_EVENTS", "$JS.API.STREAM.MSG.GET.FAAS_OUTCOMES", "$JS.API.DIRECT.GET.FAAS_OUTCOMES", "$JS.API.DIRECT.GET.FAAS_OUTCOMES.faas.outcome.acme.f.i", "$JS.ACK.FAAS_EVENTS.x.1",
+    ["$JS.API.STREAM.DELETE.FAAS_EVENTS", "$JS.API.STREAM.MSG.GET.FAAS_OUTCOMES", "$JS.API.DIRECT.GET.FAAS_OUTCOMES", "$JS.ACK.FAAS_EVENTS.x.1",
      "$SYS.REQ.USER.INFO", "$KV.FAAS_REGISTRY.a", "$O.FAAS_PAYLOADS.C.x", "faas.usage.acme.f", "faas.outcome.acme.f.i", "faas.due.acme.f",
      "faas.retry.acme.f.i", "faas.dead.acme.f", "faas.log.acme.f.i", "faas.hook.acme.w", "faas.node.any.holds", "faas.janitor",
      "faas.submit.other.f", "faas.invoke.other.f", "faas.cancel.other.f.i", "_INBOX.x", "other.out", "images.a"],
