@@ -50,6 +50,8 @@ PLATFORM = "FAAS"
 """The account of nodes and operators, where the streams are. That of a tenant is this, - and its name."""
 HEARD = ("attempt", "cancel", "chunk", "dead", "invoke", "log", "outcome")
 """Of these what it listens to: requests, and what its HTTP door tells its callers."""
+ANSWER_TIME = "24h"
+"""For a call of a function to be answered in another account; the server's own two minutes, which hold for everything else, are less than it may take."""
 
 
 class Rights(Struct, frozen=True, kw_only=True):
@@ -189,7 +191,8 @@ def _exports(accounts: Mapping[str, list[User]]) -> Iterator[str]:
             to.setdefault(shared, []).append(account)
     yield "    exports: ["
     for (kind, subject), importers in to.items():
-        yield f"      {{ {kind}: {json.dumps(subject)}, accounts: {json.dumps(importers)} }}"
+        time = f", response_threshold: {json.dumps(ANSWER_TIME)}" if subject.startswith("faas.invoke.") else ""
+        yield f"      {{ {kind}: {json.dumps(subject)}, accounts: {json.dumps(importers)}{time} }}"
     yield "    ]"
 
 

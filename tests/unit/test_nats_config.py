@@ -125,6 +125,7 @@ def test_each_tenant_has_an_account_into_which_its_own_rights_come(tmp_path: Pat
     assert public(tmp_path / "nats", "tenant-acme") in found["FAAS-acme"]
     assert public(tmp_path / "nats", "node") in found["FAAS"]
     assert '{ service: "faas.submit.acme.>", accounts: ["FAAS-acme"] }' in found["FAAS"]
+    assert '{ service: "faas.invoke.acme.>", accounts: ["FAAS-acme"], response_threshold: "24h" }' in found["FAAS"]
     assert '{ stream: { account: FAAS, subject: "images.>" } }' in found["FAAS-acme"]
     assert "acme" not in found["FAAS-default"]
 
