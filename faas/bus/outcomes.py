@@ -15,6 +15,7 @@ from msgspec import Struct
 from faas import subjects
 from faas.bus.cloudevents import binary_head
 from faas.bus.connection import Bus, encode_head
+from faas.bus.reading import holds_another
 from faas.errors import AlreadyStored
 from faas.model import Ended, Outcome
 
@@ -280,10 +281,12 @@ class Outcomes:
         head = head_of(outcome, content_type) + f"Faas-Depth: {outcome.depth + 1}\r\n".encode()
         if outcome.ended.object:
             head += binary_head({"dataref": outcome.ended.object})  # so that the next function gets it as its payload
-        if stored:
-            await self._bus.store(subject, body, head=head + f"Nats-Msg-Id: {outcome.invocation_id}\r\n".encode())
-        else:
+        if not stored:
             await self._bus.publish(subject, body, head=head)
+            return
+        had = await self._bus.store(subject, body, head=head + f"Nats-Msg-Id: {outcome.invocation_id}\r\n".encode())
+        if had.duplicate and had.stream == subjects.EVENTS and await holds_another(self._bus, had, subject):
+            await self._bus.store(subject, body, head=head)
 
 
 def _service_error(reason: str, detail: str) -> bytes:
