@@ -105,8 +105,8 @@ def _bounded(invocation: Invocation, tenants: Tenants) -> Invocation | EventInva
 
 def _problem_with_named(subject: str, tenant: str, tenants: Tenants) -> str:
     """Why nothing may be said here, where an event names it."""
-    if subjects.waits_at_node(subject):
-        return "it is an inbox of a node, which waits there for the bus"
+    if subjects.waits_for_the_bus(subject):
+        return "a node or a server waits there for an answer to something else"
     return tenants.not_answered(tenant, subject) if subject else ""
 
 

@@ -131,9 +131,13 @@ def node_inbox(node: str) -> str:
     return f"{NODE_INBOXES}{node}"
 
 
-def waits_at_node(subject: str) -> bool:
-    """Whether a node waits there for what the bus answers it. Whoever hears what nodes store knows these subjects; no event may name one."""
-    return subject.startswith(NODE_INBOXES) and not subject.endswith(ITEMS)
+ABROAD = "_R_."
+"""What a server calls the inbox of whoever asks from another account; no client has one of its own there."""
+
+
+def waits_for_the_bus(subject: str) -> bool:
+    """Whether a node waits there for what the bus answers it, or a server for the answer to somebody. Others may hear of these; no event may name one."""
+    return subject.startswith(ABROAD) or (subject.startswith(NODE_INBOXES) and not subject.endswith(ITEMS))
 
 
 def problem_with_reply(subject: str) -> str:
@@ -148,7 +152,7 @@ def problem_with_reply(subject: str) -> str:
 
 def is_inbox(subject: str) -> bool:
     """Whether it is one of the subjects made up for answers: _INBOX, or that and whose, by clients; _R_, by a server for who asks from another account."""
-    return subject.startswith(("_INBOX", "_R_."))
+    return subject.startswith(("_INBOX", ABROAD))
 
 
 def contains(wide: str, narrow: str) -> bool:

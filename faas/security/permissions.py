@@ -44,7 +44,7 @@ WRITTEN = (
     "node",
 )
 """Of `faas.<kind>.>`: where a node publishes. `faas.due` is not among them: only schedules of its own fire there."""
-ANSWERED = "_R_.>"
+ANSWERED = f"{subjects.ABROAD}>"
 """Where a node answers whoever asks from another account; the server makes these subjects up, and lets no client name one."""
 PLATFORM = "FAAS"
 """The account of nodes and operators, where the streams are. That of a tenant is this, - and its name."""
