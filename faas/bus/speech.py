@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from faas import subjects
 from faas.bus import streams
 from faas.bus.cloudevents import binary_head
 from faas.bus.connection import Bus, encode_head
+from faas.bus.reading import holds_another
 from faas.errors import BusUnavailable, FaasError
 
 log = structlog.get_logger()
@@ -33,11 +35,12 @@ _CORE = ""
 
 @dataclass(slots=True, frozen=True)
 class Published:
-    """An event of a handler, ready for the bus."""
+    """An event of a handler, ready for the bus; `id` is its `Nats-Msg-Id`, which is not in its head."""
 
     subject: str
     body: bytes
     head: bytes
+    id: str
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,9 +95,12 @@ class Speech:
     async def _publish(self, event: Published) -> None:
         for left in range(TRIES, -1, -1):
             try:
+                named = event.head + encode_head([("Nats-Msg-Id", event.id)])
                 if await self._stream(event.subject) == _CORE:
-                    await self._bus.publish(event.subject, event.body, head=event.head)
-                else:
+                    await self._bus.publish(event.subject, event.body, head=named)
+                    return
+                had = await self._bus.store(event.subject, event.body, head=named, timeout_s=STORE_S)
+                if had.duplicate and had.stream == subjects.EVENTS and await holds_another(self._bus, had, event.subject):
                     await self._bus.store(event.subject, event.body, head=event.head, timeout_s=STORE_S)
                 return
             except BusUnavailable:
@@ -175,9 +181,9 @@ class Voice:
 def event_of(subject: str, body: bytes, *, id: str, source: str, content_type: str, depth: int, trace: tuple[str, str]) -> Published:
     """A handler's event as a CloudEvent in binary mode, stored once however often it is sent; `trace` is (traceparent, tracestate)."""
     attributes = {"specversion": "1.0", "id": id, "source": source, "type": "faas.published", "datacontenttype": content_type}
-    lines = [("Content-Type", content_type), ("Faas-Depth", str(depth)), ("Nats-Msg-Id", id)]
+    lines = [("Content-Type", content_type), ("Faas-Depth", str(depth))]
     lines += [(name, value) for name, value in zip(("traceparent", "tracestate"), trace, strict=True) if value]
-    return Published(subject, body, binary_head(attributes) + encode_head(lines))
+    return Published(subject, body, binary_head(attributes) + encode_head(lines), id)
 
 
 def _chunk_head(voice: Voice, content_type: str) -> bytes:

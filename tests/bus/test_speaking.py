@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from faas.bus.connection import Bus, Message
+from faas.bus.consumers import Consumer
 from faas.bus.speech import Item, Published, Speech, Voice, event_of
 
 
@@ -50,3 +51,16 @@ async def test_a_voice_that_is_dropped_sends_nothing_more_and_ends(bus: Bus, ten
     await bus.fence()
 
     assert heard == []
+
+
+async def test_an_event_is_not_kept_out_by_a_stranger_that_used_its_message_id_first(bus: Bus, consumer: Consumer, tenant: str) -> None:
+    """Its id follows from its invocation's and what it says; whoever works that out would have it dropped for a repetition."""
+    event = an_event(f"faas.submit.{tenant}.f", 1)
+    await bus.store(f"{tenant}.in", b"", head=f"Nats-Msg-Id: {event.subject}.1\r\n".encode())
+    async with Speech.open(bus) as speech:
+        voice = voice_of(speech)
+        voice.say(event)
+        await voice.finish()
+
+    assert voice.failure == ""
+    assert (await bus.last_stored("FAAS_EVENTS", event.subject)) is not None
