@@ -34,7 +34,7 @@ def nats_config(
 ) -> int:
     """Write users and permissions for a nats-server."""
     from faas.config import NODE_NAME, load_file
-    from faas.security.keyring import Keyring, user_names, users_of
+    from faas.security.keyring import TENANT, Keyring, user_names, users_of
 
     tenants = load_file(config if config.exists() else None, os.environ).tenant
     _check(tenants, config)
@@ -64,6 +64,8 @@ def nats_config(
     console().print(
         f"copy {path.name} beside the configuration of nats-server, write include ./{path.name} there, and reload: nats-server --signal reload"
     )
+    if any(user.startswith(TENANT) for user in made):
+        console().print("a tenant is new: reload twice, or restart; nats-server gives a new account what it imports at the second reload")
     return 0
 
 

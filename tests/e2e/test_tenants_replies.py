@@ -105,3 +105,21 @@ async def test_a_call_of_a_tenant_is_answered_and_streamed(bus: Bus) -> None:
 
     assert (end(answer), answer.data) == (("succeeded", ""), b"[1]")
     assert replied.data == b"[2]"
+
+
+async def test_a_tenant_that_is_new_is_served_after_two_reloads(tmp_path: Path) -> None:
+    """The server gives an account that is new what it imports at the second one; meanwhile everybody else's programs go on."""
+    known = [TenantConfig(name="default", subscribe=(), publish=()), TenantConfig(name="acme", subscribe=(), publish=())]
+    for tenant in ("acme", "late"):
+        write_function(tmp_path / "functions", f"echo{tenant}", ECHO, f'tenant = "{tenant}"\n')
+    async with permitted(tmp_path / "bus", known) as server, running(tmp_path / "functions", tmp_path / "state", "--nats", server.url):
+        async with server.user("tenant-acme") as (acme, _):
+            server.tenants = [*known, TenantConfig(name="late", subscribe=(), publish=())]
+            server.write()
+            await server.reload()
+            await server.reload()
+            kept = await acme.request("faas.invoke.acme.echoacme", b"1", timeout=8)
+        async with server.user("tenant-late") as (late, _):
+            new = await late.request("faas.invoke.late.echolate", b"1", timeout=8)
+
+    assert (end(kept), end(new)) == (("succeeded", ""), ("succeeded", ""))
