@@ -89,10 +89,14 @@ class Answering:
     async def respond(
         self, request: web.BaseRequest, answer: Answer, *, headers: Mapping[str, str] | None = None, read_once: bool = False
     ) -> web.StreamResponse:
-        """The response that an outcome is; with `read_once` a large result leaves the bucket once it is out. Raises PayloadLost, BusUnavailable."""
+        """The response that an outcome is; with `read_once` a large result leaves the bucket, whether its client took it or went. Raises PayloadLost, BusUnavailable."""
         out = {**answer.headers_out(), **(headers or {})}
         if answer.object:
-            return await self._stream(request, answer, out, read_once=read_once)
+            try:
+                return await self._stream(request, answer, out)
+            finally:
+                if read_once:
+                    await self.let_go(answer)
         if answer.outcome == "succeeded" and wants_structured(request):
             plain = {name: value for name, value in out.items() if not name.lower().startswith(("ce-", "content-type"))}
             return web.Response(status=answer.status, body=structured(answer), headers={**plain, "Content-Type": STRUCTURED_JSON})
@@ -101,7 +105,13 @@ class Answering:
             response.headers["Content-Type"] = "application/octet-stream"
         return response
 
-    async def _stream(self, request: web.BaseRequest, answer: Answer, headers: Mapping[str, str], *, read_once: bool) -> web.StreamResponse:
+    async def let_go(self, answer: Answer) -> None:
+        """Nobody will read a large result again; where that cannot be said now, its time ends soon all the same."""
+        if answer.object:
+            with suppress(FaasError):
+                await self._objects.remove(await self._objects.find(answer.object))
+
+    async def _stream(self, request: web.BaseRequest, answer: Answer, headers: Mapping[str, str]) -> web.StreamResponse:
         """A result from the bucket, some chunks at a time; what its digest does not confirm ends without its last bytes, so nobody takes it for whole."""
         info = await self._objects.find(answer.object)
         response = web.StreamResponse(
@@ -123,9 +133,6 @@ class Answering:
             await response.prepare(request)
         for chunk in held:
             await response.write(chunk)
-        if read_once:
-            with suppress(FaasError):  # its time ends soon all the same
-                await self._objects.remove(info)
         return response
 
 

@@ -55,12 +55,19 @@ class Streams:
         inbox, heard = f"{self._bus.new_inbox()}.{secrets.token_hex(8)}", Heard(partial(_cut, request), self._tapes.room)
         reply_to = f"{inbox}.answer"
         head = encode_head({**asked.head, "Faas-Chunk-To": f"{inbox}{subjects.ITEMS}"}.items())
-        subject = subjects.invoke(asked.tenant, asked.function)
+        subject, answers = subjects.invoke(asked.tenant, asked.function), list[Answer]()
+
+        def take(message: Message) -> None:
+            if message.subject == reply_to:
+                answers.append(Answer.of(message))
+            heard.put(message)
+
         async with AsyncExitStack() as stack, Events.to(request) as events:
             stack.callback(heard.close)
+            stack.push_async_callback(self._let_go, answers)
             waiting = stack.enter_context(self._calls.waiting(reply_to))
             try:
-                await self._hear(stack, f"{inbox}.*", heard)
+                await self._hear(stack, f"{inbox}.*", take)
                 await self._bus.publish(subject, asked.data, head=head, reply=reply_to)
                 await self._bus.publish(subjects.ANSWERS, reply_to.encode(), reply=f"{inbox}.which")
                 async with asyncio.timeout(asked.wait_s):
@@ -71,10 +78,15 @@ class Streams:
                 if events.said is not None:
                     await asyncio.sleep(LATE_S)
                     await self._late(events, heard, events.said.invocation)
-                await events.state(ended(answer), answer)
+                await events.state(ended(answer), None if answer.object and events.item else answer)  # its reader has had every item
                 return await events.begin()
             except TimeoutError:
                 raise Refusal(504, "timeout", "no answer came before the deadline") from None
+
+    async def _let_go(self, answers: list[Answer]) -> None:
+        """A call is over: its large result leaves the bucket, whether its reader was there to the end or not."""
+        for answer in answers:
+            await self._answering.let_go(answer)
 
     async def _until_answer(self, stack: AsyncExitStack, events: Events, heard: Heard, *, asked: Asked) -> Answer:
         while True:
@@ -86,7 +98,7 @@ class Streams:
                 await events.chunk(message)
             elif token == "which":
                 if invocation := invocation_in(message.data):
-                    await self._hear(stack, subjects.log(asked.tenant, asked.function, invocation), heard)
+                    await self._hear(stack, subjects.log(asked.tenant, asked.function, invocation), heard.put)
                     document = StateDocument(invocation=invocation, tenant=asked.tenant, function=asked.function, state="waiting")
                     await events.state(document)
             elif token == "answer":
@@ -132,7 +144,7 @@ class Streams:
         """All that is said of a durable invocation, from now on until `stack` is left."""
         key = (document.tenant, document.function, document.invocation)
         for subject in (subjects.outcome(*key), subjects.attempt(*key), subjects.log(*key)):
-            await self._hear(stack, subject, heard)
+            await self._hear(stack, subject, heard.put)
         await stack.enter_async_context(self._tapes.reading(subjects.chunk(*key), heard))
         self._bus.on_reconnect.append(heard.wake)
         stack.callback(self._bus.on_reconnect.remove, heard.wake)
@@ -190,8 +202,8 @@ class Streams:
 
     # ------------------------------------------------------------ hearing
 
-    async def _hear(self, stack: AsyncExitStack, subject: str, heard: Heard) -> None:
-        subscription = await self._bus.subscribe(subject, heard.put)
+    async def _hear(self, stack: AsyncExitStack, subject: str, take: Callable[[Message], None]) -> None:
+        subscription = await self._bus.subscribe(subject, take)
         stack.push_async_callback(subscription.unsubscribe)
 
     async def _next(self, heard: Heard, *, wait_s: float | None = None) -> Message | None:

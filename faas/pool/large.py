@@ -20,7 +20,7 @@ from faas.bus.payloads import Payloads
 from faas.errors import BusUnavailable, PayloadLost, ProtocolError
 from faas.invocation import Invocation
 from faas.model import Ended
-from faas.objects import READ_ONCE, Read, part_of, part_of_file
+from faas.objects import READ_ONCE, Read, name_in, part_of, part_of_file
 from faas.pool.worker import Worker
 from faas.units import format_above, format_size
 from faas.worker import wire
@@ -140,6 +140,9 @@ class LargeBodies:
                 if invocation.cancelled:
                     return Ended(reason="cancelled", detail="cancelled while its result waited for room")
             else:
+                if invocation.cancelled and not invocation.stored:  # its caller has gone, and nobody fetches it
+                    await self._payloads.let_go(name_in(name) or "")
+                    return Ended(reason="cancelled", detail="cancelled while its result was stored")
                 return Ended(content_type=content_type, object=name, object_bytes=size_bytes)
 
     def _kept_s(self, invocation: Invocation) -> float:
