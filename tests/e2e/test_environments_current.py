@@ -70,7 +70,7 @@ async def test_a_preload_that_ends_the_interpreter_is_an_error_of_the_profile(tm
         ("faas-has-no-such-package", "faas-has-no-such-package: faas-has-no-such-package is not installed"),
         ("faas-has-no-such-package ; python_version < '3'", ""),
         ("msgspec[faas-has-no-such-extra]>=0.19", ""),
-        ("nats-py[nkeys]", "nats-py[nkeys]: nkeys is not installed"),
+        ("rich[jupyter]", "rich[jupyter]: ipywidgets is not installed"),
     ],
 )
 async def test_dependencies_must_be_satisfied_by_what_is_installed(dependency: str, missing: str) -> None:
