@@ -26,9 +26,10 @@ async def parts_of(request: web.BaseRequest, *, limit_bytes: int, timeout_s: flo
     Raises Refusal: 413 where it is larger (by its Content-Length before a byte is read), 415 where it is compressed, 408 where it does not come in time,
     417 where its sender expects what is not known, 400 where it is broken.
     """
-    coding = request.headers.get("Content-Encoding", "").strip().lower()
-    if coding not in ("", "identity"):
-        raise Refusal(415, "unsupported_coding", f"Content-Encoding {coding[:40]!r} is not taken; send the body as it is")
+    for name, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
+        codings = [coding.strip().lower() for value in request.headers.getall(name, []) for coding in value.split(",")]
+        if strange := next((coding for coding in codings if coding not in ("", plain)), ""):
+            raise Refusal(415, "unsupported_coding", f"{name} {strange[:40]!r} is not taken; send the body as it is")
     announced = request.content_length
     if announced is not None and announced > limit_bytes:
         raise _too_large(limit_bytes)

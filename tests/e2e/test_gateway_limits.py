@@ -168,6 +168,23 @@ async def test_a_client_that_asks_whether_to_go_on_is_told_so(door: Doors) -> No
 
 
 @pytest.mark.timeout(40)
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Content-Length: 1", "Content-Encoding: identity", "Content-Encoding: gzip"],
+        ["Content-Length: 1", "Content-Encoding: identity, br"],
+        ["Transfer-Encoding: gzip, chunked"],
+    ],
+)
+async def test_a_coding_of_the_body_that_is_said_last_is_refused_too(door: Doors, lines: list[str]) -> None:
+    """Nobody here undoes it: the function would get bytes that its sender never meant."""
+    body = b"1\r\n1\r\n0\r\n\r\n" if "Transfer" in lines[0] else b"1"
+    said = await raw(door, head(door, "Content-Type: application/json", *lines, path="/invoke/default/double"), body)
+
+    assert said.startswith(b"HTTP/1.1 415 ")
+    assert b'"unsupported_coding"' in said
+
+
 async def test_large_bodies_do_not_fill_the_memory_of_the_node(door: Doors) -> None:
     """Eight at once, each way, are 128 MiB; what the node holds of them does not grow with their number."""
     body = os.urandom(8 * 2**20)
