@@ -22,7 +22,7 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from faas import subjects
 from faas.calling.connection import PAUSE_S, Connection
-from faas.calling.payloads import fetched
+from faas.calling.payloads import fetched, let_go
 from faas.envelope import Reply, check_size, decode_body
 from faas.errors import BusUnavailable, ConfigInvalid
 from faas.runs import LogLine
@@ -80,6 +80,8 @@ async def items_of(
                 reading.end(reply)
                 if reading.empty and ("Faas-Object" in said or len(reply.body) > CHUNK_LIMIT_BYTES):
                     yield Item((await fetched(connection, reply, read_once=True)).result)  # no generator's, and too large for an item
+                elif reply.outcome == "succeeded":
+                    await let_go(connection, said.get("Faas-Object", ""))  # it is the items once more
                 return
     except TimeoutError:
         raise BusUnavailable(f"no answer within {wait_s:g} s") from None

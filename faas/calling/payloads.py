@@ -72,7 +72,13 @@ async def send(connection: Connection, subject: str, event: Outgoing) -> None:
 
 async def _drop(connection: Connection, before: Mapping[str, str], carried: Mapping[str, str]) -> None:
     """What `carried` put into the bucket for an event that nobody took, if it did; `before` are the headers that the event had."""
-    name = name_in(carried.get("ce-dataref", "")) if carried.get("ce-dataref") != before.get("ce-dataref") else None
+    if carried.get("ce-dataref") != before.get("ce-dataref"):
+        await let_go(connection, carried.get("ce-dataref", ""))
+
+
+async def let_go(connection: Connection, reference: str) -> None:
+    """Nobody will read an object of the bucket again; whoever may not say so leaves it to its time."""
+    name = name_in(reference)
     if name is not None:
         with suppress(FaasError):
             objects = Objects(_OnConnection(connection))
