@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from faas.syntax import parse
+
 HEIGHTS = {
-    0: "errors model listed objects invocation runs tally subjects strict triggers cron concurrency units identity envelope seeds processes version worker",
+    0: "errors model listed objects invocation runs tally subjects strict syntax triggers cron concurrency units identity envelope seeds processes version worker",
     1: "config statefolder telemetry",
     2: "scheduling budget bus calling gpu registry security environments",
     3: "place pool accounting timetable admission unended keyed client",
@@ -119,7 +121,7 @@ class Module:
 
     @cached_property
     def tree(self) -> ast.Module:
-        return ast.parse(self.text)
+        return parse(self.text)
 
     @cached_property
     def nodes(self) -> list[tuple[ast.AST, tuple[ast.AST, ...]]]:

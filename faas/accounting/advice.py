@@ -30,6 +30,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from faas.model import FunctionSpec, Start, UsageRecord
+from faas.syntax import parse
 from faas.units import format_duration, format_size
 
 ENOUGH = 20
@@ -180,7 +181,7 @@ def imported_modules(sources: Iterable[bytes]) -> frozenset[str]:
     found: set[str] = set()
     for source in sources:
         try:
-            tree = ast.parse(source)
+            tree = parse(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         for node in ast.walk(tree):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import msgspec
 from faas.errors import SpecInvalid
 from faas.model import NAME_PATTERN, ProfileLimits, ProfilePool, RuntimeProfile
 from faas.strict import parse_toml
+from faas.syntax import parse
 from faas.units import decode_unit
 
 PROFILE_FILE = "profile.toml"
@@ -167,7 +167,7 @@ def _is_statement(text: str) -> bool:
     if not text.strip():
         return True
     try:
-        return len(ast.parse(text).body) == 1
+        return len(parse(text).body) == 1
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import ast
 import sys
-import threading
-import warnings
 from collections.abc import Iterator, Mapping
 
 from faas.errors import SpecInvalid
 from faas.registry.bundle import Declaration
+from faas.syntax import parse
 from faas.units import format_size
-
-_PARSING = threading.Lock()
-"""Two threads at once: CPython 3.11 counts the depth of both trees together and raises SystemError, and the warnings filter is the process'."""
 
 PARSED_LIMIT_BYTES = 2**20
 """A syntax tree takes up to a thousand times its source: 951 MiB and 3 s for this much."""
@@ -40,7 +36,7 @@ def check_handler(declaration: Declaration, handler: str, files: Mapping[str, by
     if len(files[path]) > PARSED_LIMIT_BYTES:
         raise SpecInvalid(file, "", f"has {format_size(len(files[path]))}; {format_size(PARSED_LIMIT_BYTES)} at most where the handler is")
     try:
-        tree = _parse(files[path])
+        tree = parse(files[path])
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, SyntaxError) and _is_newer(python):
             return  # its worker says so when it loads, where it is wrong there as well
@@ -67,17 +63,10 @@ def _is_newer(python: str) -> bool:
 def may_be_meant(source: bytes) -> str:
     """Why a Python file without a block may be meant as a function, and what to type then; "" where it hardly is."""
     try:
-        meant = _find(_parse(source).body, "handle") is not None
+        meant = _find(parse(source).body, "handle") is not None
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "is no function and no Python that can be parsed"
     return "has a handle and is no function: it has no block of `# /// faas` and `# ///`" if meant else ""
-
-
-def _parse(source: bytes) -> ast.Module:
-    """Raises SyntaxError, ValueError, RecursionError, MemoryError; what Python would only warn of is the author's to hear, not the node's."""
-    with _PARSING, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ast.parse(source)
 
 
 def _line_of_zero(source: bytes) -> int:

@@ -57,6 +57,7 @@ async def test_a_key_whose_node_died_before_it_stored_the_event_is_run_when_it_i
     assert runs(folder) == 1
 
 
+@pytest.mark.timeout(60)
 async def test_a_repetition_beyond_the_streams_memory_stores_no_second_event_while_the_first_runs(node: Node, folder: Path) -> None:
     """FAAS_EVENTS forgets an id after two minutes; a second event would run on another node beside the first."""
     first = asyncio.create_task(node.request("waits", payload(folder), headers={KEY: "long"}))
@@ -81,7 +82,7 @@ async def forgetful(node: Node) -> AsyncIterator[None]:
     was, config.duplicate_window = config.duplicate_window, 0.1
     await stream.update_stream(config)
     try:
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(20):
             while (await stream.publish("faas.submit.default.fails", b"null", headers={"Nats-Msg-Id": "forgotten"})).duplicate:
                 pass
             while (await stream.publish("faas.submit.default.fails", b"null", headers={"Nats-Msg-Id": "forgotten"})).duplicate:
@@ -155,7 +156,7 @@ async def test_a_node_that_stops_answers_what_it_runs_to_its_end(tmp_path: Path,
                 asked = asyncio.create_task(posted(node, payload(folder)))
             await began(folder)
             node.process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(20):
                 while b"draining" not in (tmp_path / "node" / "node.log").read_bytes():
                     await client.flush()
             (tmp_path / "go").touch()
