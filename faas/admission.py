@@ -93,6 +93,8 @@ def of_message(message: Message, function: FunctionVersion, *, answered: bool, n
 def _bounded(invocation: Invocation, tenants: Tenants) -> Invocation | EventInvalid:
     """The invocation, unless what it says would go where its function's tenant may not publish, or be heard as another's: a stranger may have sent it."""
     spec, control = invocation.function.spec, invocation.control
+    if not control.chunk_to and not control.reply_to:
+        return invocation
     if control.chunk_to.startswith(subjects.CHUNKS):
         if control.chunk_to != subjects.chunk(spec.tenant, spec.name, invocation.id):
             return EventInvalid(f"Faas-Chunk-To {control.chunk_to[:80]!r} belongs to another invocation than {invocation.id}")
