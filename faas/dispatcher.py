@@ -216,7 +216,8 @@ class Dispatcher:
 
     async def _conclude(self, delivery: Delivery, invocation: Invocation, outcome: StoredOutcome) -> None:
         """All that follows a stored outcome; a redelivery that finds one repeats it: end of stream, reply, dead letter, usage, acknowledgement."""
-        await self._end_stream(invocation, outcome.outcome, outcome.reason, attempt=outcome.attempt)
+        if invocation.control.chunk_to:
+            await self._end_stream(invocation, outcome.outcome, outcome.reason, attempt=outcome.attempt)
         if invocation.control.reply_to:
             await self._outcomes.forward(invocation.control.reply_to, outcome)
         if outcome.outcome not in ("succeeded", "cancelled") and invocation.function.spec.retry.dead_letter:
@@ -234,8 +235,7 @@ class Dispatcher:
         await self._attempts.forget(invocation, outcome.outcome)
 
     async def _end_stream(self, invocation: Invocation, outcome: str, reason: str, *, attempt: str) -> None:
-        if chunk_to := invocation.control.chunk_to:
-            await self._speech.end_stream(chunk_to, items=invocation.items, attempt=attempt, outcome=outcome, reason=reason)
+        await self._speech.end_stream(invocation.control.chunk_to, items=invocation.items, attempt=attempt, outcome=outcome, reason=reason)
 
     async def _refuse(self, delivery: Delivery, function: FunctionVersion, invalid: EventInvalid) -> None:
         """An event that cannot be decoded: no invocation, so no outcome; one dead letter, and never again."""
@@ -300,7 +300,8 @@ class Dispatcher:
     async def _reply(self, reply_to: str, invocation: Invocation, attempt: Attempt) -> str:
         outcome = self._fitting(outcome_of(invocation, attempt))
         try:
-            await self._end_stream(invocation, outcome.ended.outcome, outcome.ended.reason, attempt=str(outcome.attempt))
+            if invocation.control.chunk_to:
+                await self._end_stream(invocation, outcome.ended.outcome, outcome.ended.reason, attempt=str(outcome.attempt))
             if reply_to:
                 await self._outcomes.reply(reply_to, outcome)
                 await asyncio.sleep(0)  # the answer is on its way before anything else is done
@@ -309,7 +310,8 @@ class Dispatcher:
         finally:  # where it cannot be sent it ran all the same
             if attempt.measured:
                 self._usage.add(*invocation.function.key, *records_of(attempt))
-            await self._emit(invocation, outcome)
+            if invocation.function.spec.output.publish:
+                await self._emit(invocation, outcome)
             self.tally.end(invocation.function.key, outcome.ended.reason)
             await self._attempts.forget(invocation, outcome.ended.outcome)
             log_end(invocation, outcome)
@@ -318,7 +320,7 @@ class Dispatcher:
     # ------------------------------------------------------------ both
 
     def _delay_s(self, invocation: Invocation, attempt: Attempt) -> float | None:
-        if not attempt.measured:
+        if not attempt.measured or not attempt.ended.reason:
             return None
         return retry.delay_s(
             invocation.function.spec.retry, attempt.ended, attempts=invocation.billable_attempts + 1, random=random.random()
@@ -330,9 +332,9 @@ class Dispatcher:
         return self._attempts.tally
 
     async def _emit(self, invocation: Invocation, outcome: Outcome) -> None:
-        """A succeeded result is an event too, where the function says so."""
+        """A succeeded result is an event too, of a function that says where it goes."""
         subject = invocation.function.spec.output.publish
-        if not subject or outcome.ended.reason:
+        if outcome.ended.reason:
             return
         for left in range(OUTPUT_TRIES, -1, -1):
             try:

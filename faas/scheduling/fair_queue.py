@@ -82,15 +82,20 @@ class FairQueue(Generic[T]):
         passed: list[tuple[float, int, Flow]] = []
         taken = None
         while self._heap and taken is None:
-            entry = heapq.heappop(self._heap)
+            entry = self._heap[0]
             _, turn, flow = entry
             waiting = self._waiting.get(flow)
             if waiting is None or waiting.turn != turn:
+                heapq.heappop(self._heap)
                 continue  # it was emptied meanwhile
             if not may_start(flow):
                 waiting.held = True
-                passed.append(entry)
-            elif waiting.held and waiting.start < self._virtual:
+                if len(self._heap) == 1:
+                    break  # nobody is behind it, so it may stay
+                passed.append(heapq.heappop(self._heap))
+                continue
+            heapq.heappop(self._heap)
+            if waiting.held and waiting.start < self._virtual:
                 waiting.start, waiting.held = self._virtual, False
                 self._push(flow, waiting)
             else:
