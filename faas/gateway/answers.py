@@ -10,7 +10,6 @@ import asyncio
 import base64
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -19,7 +18,7 @@ from aiohttp import web
 from faas.bus.connection import Bus, Message
 from faas.bus.outcomes import STATUS_OF_REASON
 from faas.bus.payloads import OnBus
-from faas.envelope import STRUCTURED
+from faas.envelope import STRUCTURED, Reply
 from faas.errors import FaasError
 from faas.gateway.incoming import wants_structured
 from faas.gateway.problems import RETRY_AFTER_S, SERVER, Refusal
@@ -32,24 +31,14 @@ _KEPT_BACK = {"faas-usage", "faas-object", "ce-datacontenttype", "ce-dataref"}
 """What an outcome has and a response has not: more than clients take in a header, names of what is fetched here, and `Content-Type` by another name."""
 
 
-@dataclass(slots=True, frozen=True)
-class Answer:
-    """An outcome, or the reply to a synchronous call: headers as they came, body as bytes."""
+class Answer(Reply):
+    """An outcome, or the reply to a synchronous call, as what a response is made of."""
 
-    headers: Mapping[str, str]
-    body: bytes
+    __slots__ = ()
 
     @classmethod
     def of(cls, message: Message) -> Answer:
         return cls(message.headers or {}, message.data)
-
-    @property
-    def outcome(self) -> str:
-        return self.headers.get("Faas-Outcome", "")
-
-    @property
-    def reason(self) -> str:
-        return self.headers.get("Faas-Reason", "")
 
     @property
     def invocation(self) -> str:
